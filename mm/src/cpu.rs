@@ -1,0 +1,152 @@
+//! CPU numbers, sets of CPUs, and the block of per-CPU state that `mm` keeps.
+//!
+//! Rule: whatever a fault counts or caches lives here, on lines only its own CPU writes. A counter shared by all CPUs in
+//! the fault path would undo the split of the locks.
+
+use crate::config::NR_CPUS;
+use crate::frame::CpuFrames;
+use crate::frame::Injection;
+use crate::stats::CpuStats;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::held::HeldLocks;
+use crate::sync::parking::ParkingSlot;
+use crate::sync::rcu::RcuCpu;
+use crate::tlb::TlbCpu;
+
+/// Number of a CPU, below [`NR_CPUS`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(transparent)]
+pub struct CpuId(pub u32);
+
+impl CpuId {
+    /// As an index into a per-CPU array.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A set of CPUs that CPUs join and leave on their own.
+#[derive(Default)]
+pub struct CpuMask(AtomicU64);
+
+impl CpuMask {
+    /// The empty set.
+    pub fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Adds `cpu`; a full barrier (spec 8.4: the joiner's later table reads must not pass it).
+    pub fn insert(&self, cpu: CpuId) {
+        // Pairs with the SeqCst read in `snapshot`: joiner and flusher, at least one sees the other (I32).
+        self.0.fetch_or(1 << cpu.0, Ordering::SeqCst);
+    }
+
+    /// Removes `cpu`.
+    pub fn remove(&self, cpu: CpuId) {
+        // Release: the flush that lets the CPU leave is over before a flusher can see it gone.
+        self.0.fetch_and(!(1 << cpu.0), Ordering::SeqCst);
+    }
+
+    /// The set as it is at one instant.
+    pub fn snapshot(&self) -> CpuSet {
+        CpuSet(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// A set of CPUs as a value.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct CpuSet(pub u64);
+
+impl CpuSet {
+    /// Only `cpu`.
+    pub const fn only(cpu: CpuId) -> Self {
+        Self(1 << cpu.0)
+    }
+
+    /// The first `count` CPUs.
+    pub const fn first(count: usize) -> Self {
+        if count >= 64 { Self(u64::MAX) } else { Self((1 << count) - 1) }
+    }
+
+    /// Whether `cpu` is in it.
+    pub const fn contains(self, cpu: CpuId) -> bool {
+        self.0 >> cpu.0 & 1 == 1
+    }
+
+    /// Without `cpu`.
+    #[must_use]
+    pub const fn without(self, cpu: CpuId) -> Self {
+        Self(self.0 & !(1 << cpu.0))
+    }
+
+    /// Whether nobody is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The members, in rising order.
+    pub fn iter(self) -> impl Iterator<Item = CpuId> {
+        (0..NR_CPUS as u32).map(CpuId).filter(move |cpu| self.contains(*cpu))
+    }
+}
+
+/// What `mm` keeps for one CPU. Written by that CPU alone unless a field says otherwise.
+#[repr(align(128))]
+pub struct CpuLocal {
+    /// What this CPU waits for, read by whoever might have to wake it and by the watchdog.
+    pub parking: ParkingSlot,
+    /// The locks this CPU holds, for the panic report and the leak check.
+    pub held: HeldLocks,
+    /// Read-section nesting and quiescent states.
+    pub rcu: RcuCpu,
+    /// The address space this CPU has loaded, and its flush requests.
+    pub tlb: TlbCpu,
+    /// This CPU's reserve of free frames.
+    pub frames: CpuFrames,
+    /// Allocation failures to inject on this CPU.
+    pub injection: Injection,
+    /// Event counts.
+    pub stats: CpuStats,
+}
+
+impl CpuLocal {
+    fn new() -> Self {
+        Self {
+            parking: ParkingSlot::new(),
+            held: HeldLocks::new(),
+            rcu: RcuCpu::new(),
+            tlb: TlbCpu::new(),
+            frames: CpuFrames::new(),
+            injection: Injection::new(),
+            stats: CpuStats::new(),
+        }
+    }
+}
+
+/// The per-CPU blocks of one machine. The machine owns them, since a lock's slow path knows nothing but the machine.
+pub struct Cpus {
+    locals: [CpuLocal; NR_CPUS],
+}
+
+impl Cpus {
+    /// Blocks for [`NR_CPUS`] CPUs, none of which has done anything yet.
+    pub fn new() -> Self {
+        Self { locals: core::array::from_fn(|_| CpuLocal::new()) }
+    }
+
+    /// The block of `cpu`.
+    pub fn of(&self, cpu: CpuId) -> &CpuLocal {
+        &self.locals[cpu.index()]
+    }
+
+    /// All blocks in CPU order.
+    pub fn iter(&self) -> impl Iterator<Item = (CpuId, &CpuLocal)> {
+        self.locals.iter().enumerate().map(|(index, local)| (CpuId(index as u32), local))
+    }
+}
+
+impl Default for Cpus {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,128 @@
+//! The one trait between `mm` and the hardware it runs on.
+//!
+//! The same source runs on the 64-bit kernel, on the simulated machine of the host tests and under `loom`; each
+//! implements [`Machine`]. The handle is `Copy` and zero-sized in the kernel. Rule: `mm` reaches CPUs, tables and TLBs
+//! only through this trait, and no implementation calls back into `mm` while it holds a lock of its own.
+
+use crate::address::{Pfn, VirtRange};
+use crate::cpu::{CpuId, CpuLocal, CpuSet, Cpus};
+use crate::pgtable::{Level, PagingMode};
+use crate::sync::RawLock;
+
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub mod sim;
+
+/// How long to wait in which way for a page-table lock (design decision 2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WaitingRule {
+    /// Rounds of spin-then-halt a waiter stands outside the queue before it takes a ticket; 0 where every CPU really
+    /// runs, which makes the plain ticket lock.
+    pub rounds: u32,
+    /// Polls of the lock word in one round, and between two halts once a ticket is held.
+    pub polls: u32,
+    /// Polls between two `pause`s; under an emulator `pause` is dear.
+    pub polls_per_pause: u32,
+}
+
+/// What a CPU drops from its own TLB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LocalFlush {
+    /// The pages of a range of the loaded address space, and every paging-structure entry of it.
+    Range(VirtRange),
+    /// Everything of the loaded address space.
+    AddressSpace,
+}
+
+/// What a frame is from now on. The kernel ignores it; the simulated machine checks every later use against it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrameUse {
+    /// On a free list. Nobody may name it any more.
+    Free,
+    /// Holds a page table.
+    Table,
+    /// Holds anything else.
+    Data,
+}
+
+/// The slot type of a machine's paging mode.
+pub type SlotOf<M> = <<M as Machine>::Mode as PagingMode>::Slot;
+
+/// The hardware, as `mm` sees it.
+///
+/// # Safety
+///
+/// `cpu` must name the CPU that runs the caller and no two contexts may run as the same CPU at once; `frame_bytes` and
+/// `map_table` must return memory of exactly that frame, valid for as long as the machine exists, disjoint for different
+/// frames. `mm`'s per-CPU data and its typed view of frames rely on both.
+#[allow(unsafe_code)]
+pub unsafe trait Machine: Copy + Send + Sync + 'static {
+    /// The format of page tables.
+    type Mode: PagingMode;
+    /// The algorithm of every page-table lock.
+    type Lock: RawLock;
+
+    // CPUs
+
+    /// The per-CPU blocks of this machine.
+    fn cpus(&self) -> &Cpus;
+    /// The CPU this runs on. Stable between two voluntary points: kernel mode is not preemptible.
+    fn cpu(self) -> CpuId;
+    /// The CPUs that take part; the set only grows.
+    fn online(self) -> CpuSet;
+    /// Whether this CPU takes interrupts.
+    fn irqs_enabled(self) -> bool;
+    /// Turns interrupts off and says whether they were on.
+    fn irq_save(self) -> bool;
+    /// Turns interrupts on if `enabled`.
+    fn irq_restore(self, enabled: bool);
+    /// A hint that this CPU polls.
+    fn pause(self);
+    /// With interrupts off: enables them and halts in one step until the next interrupt, and returns with interrupts
+    /// on. An interrupt that arrived since they were turned off is not lost.
+    fn halt_until_kicked(self);
+    /// Interrupts `cpu`, so that its `halt_until_kicked` returns, or that its next one does. The interrupt also runs
+    /// [`rcu::on_interrupt`](crate::sync::rcu::on_interrupt).
+    fn kick(self, cpu: CpuId);
+    /// How this machine's CPUs wait.
+    fn waiting_rule(self) -> WaitingRule;
+    /// Nanoseconds since some fixed moment, the same on all CPUs; for statistics and time limits only.
+    fn now(self) -> u64;
+    /// Sleeps as long as `still` says so and until `wake(key)`. `still` is evaluated with whatever excludes `wake`, so no
+    /// wake-up between the two is lost. Other threads of this CPU run meanwhile. Not under a lock or a read section.
+    fn block_while(self, key: usize, still: &mut dyn FnMut() -> bool);
+    /// Wakes every sleeper on `key`.
+    fn wake(self, key: usize);
+    /// Reports a wait that has gone on for so long that it can only be a bug, and does not return.
+    fn stuck(self, what: &'static str) -> !;
+
+    // Memory
+
+    /// Maps the table in frame `pfn` for access: `Mode::entries(level)` slots.
+    fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>];
+    /// Ends a `map_table`. A no-op where all memory is mapped for good.
+    fn unmap_table(&self, table: &[SlotOf<Self>]);
+    /// Fills a frame nobody else can reach with zeroes.
+    fn zero_frame(self, pfn: Pfn);
+    /// Copies a frame onto one nobody else can reach.
+    fn copy_frame(self, from: Pfn, to: Pfn);
+    /// The bytes of a frame of low memory, for `mm`'s own small objects.
+    fn frame_bytes(&self, pfn: Pfn) -> core::ptr::NonNull<u8>;
+    /// Says what frame `pfn` is from now on.
+    fn note_frame(self, _pfn: Pfn, _use: FrameUse) {}
+    /// Writes the kernel's entries into a new top table that nobody can reach yet.
+    fn fill_kernel_entries(&self, top: &[SlotOf<Self>]);
+
+    // TLB
+
+    /// Loads the top table `pgd` on this CPU, or the kernel's own for `None`; drops every non-global translation.
+    fn load_pgd(self, pgd: Option<Pfn>);
+    /// Drops translations of the loaded address space on this CPU only.
+    fn flush_local(self, flush: LocalFlush);
+    /// Interrupts `cpu` to have it run [`Tlb::service`](crate::tlb::service).
+    fn send_flush_ipi(self, cpu: CpuId);
+
+    /// This CPU's block.
+    fn local(&self) -> &CpuLocal {
+        self.cpus().of(self.cpu())
+    }
+}

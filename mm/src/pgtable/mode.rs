@@ -1,0 +1,117 @@
+//! Paging modes: how many levels, how wide, and what an entry is made of.
+//!
+//! Rule: nothing in `mm` assumes a number of entries at any level; it asks the mode. Levels a mode folds away do not
+//! appear in `below`, so a walk never meets them.
+
+use super::entry::{EntrySlot, Slot64};
+use crate::address::VirtAddr;
+
+/// A level of the page table, by Linux's names.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Level {
+    /// Entries map pages.
+    Pte,
+    /// Entries point to PTE tables.
+    Pmd,
+    /// Entries point to PMD tables.
+    Pud,
+    /// Entries point to PUD tables; folded except with five levels.
+    P4d,
+    /// The top table of the deeper modes.
+    Pgd,
+}
+
+/// A format of page tables.
+pub trait PagingMode: 'static {
+    /// The memory location of an entry.
+    type Slot: EntrySlot;
+    /// The mode's name in logs.
+    const NAME: &'static str;
+    /// The level of the top table; at least [`Level::Pmd`].
+    const TOP: Level;
+    /// First address beyond the user half.
+    const USER_END: VirtAddr;
+
+    /// Number of entries of a table of `level`.
+    fn entries(level: Level) -> usize;
+    /// log2 of the bytes one entry of a table of `level` covers.
+    fn shift(level: Level) -> u32;
+    /// The level of the tables that entries of `level` point to; `None` below the PTE level.
+    fn below(level: Level) -> Option<Level>;
+
+    /// Bytes one entry of a table of `level` covers.
+    fn entry_span(level: Level) -> u64 {
+        1 << Self::shift(level)
+    }
+
+    /// Bytes a whole table of `level` covers.
+    fn table_span(level: Level) -> u64 {
+        Self::entry_span(level) * Self::entries(level) as u64
+    }
+
+    /// Index of the entry for `address` in a table of `level`.
+    fn index(level: Level, address: VirtAddr) -> usize {
+        (address.0 >> Self::shift(level)) as usize & (Self::entries(level) - 1)
+    }
+}
+
+/// x86_64 with 48-bit addresses: PGD, PUD, PMD, PTE of 512 entries each; the P4D is folded (SDM 3A, 4.5.4).
+pub struct FourLevel;
+
+impl PagingMode for FourLevel {
+    type Slot = Slot64;
+    const NAME: &'static str = "4-level";
+    const TOP: Level = Level::Pgd;
+    const USER_END: VirtAddr = VirtAddr(1 << 47);
+
+    fn entries(_level: Level) -> usize {
+        512
+    }
+
+    fn shift(level: Level) -> u32 {
+        match level {
+            Level::Pte => 12,
+            Level::Pmd => 21,
+            Level::Pud => 30,
+            Level::P4d | Level::Pgd => 39,
+        }
+    }
+
+    fn below(level: Level) -> Option<Level> {
+        match level {
+            Level::Pte => None,
+            Level::Pmd => Some(Level::Pte),
+            Level::Pud => Some(Level::Pmd),
+            Level::P4d | Level::Pgd => Some(Level::Pud),
+        }
+    }
+}
+
+/// Two levels of four entries: the smallest mode in which everything above the PTE table still happens. For model
+/// checking; the top table is a PMD table.
+pub struct Tiny;
+
+impl PagingMode for Tiny {
+    type Slot = Slot64;
+    const NAME: &'static str = "tiny";
+    const TOP: Level = Level::Pmd;
+    const USER_END: VirtAddr = VirtAddr(1 << 16);
+
+    fn entries(_level: Level) -> usize {
+        4
+    }
+
+    fn shift(level: Level) -> u32 {
+        match level {
+            Level::Pte => 12,
+            _ => 14,
+        }
+    }
+
+    fn below(level: Level) -> Option<Level> {
+        match level {
+            Level::Pte => None,
+            _ => Some(Level::Pte),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Counters.
+
+/// Counters.
+pub struct CpuStats;
+
+impl CpuStats {
+    /// New.
+    pub fn new() -> Self {
+        Self
+    }
+}

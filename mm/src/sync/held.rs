@@ -1,0 +1,11 @@
+//! Held locks.
+
+/// Held locks.
+pub struct HeldLocks;
+
+impl HeldLocks {
+    /// New.
+    pub fn new() -> Self {
+        Self
+    }
+}

@@ -1,0 +1,54 @@
+//! What CPUs wait on: the atomics façade, the page-table lock algorithms, the locks built from them, RCU.
+
+pub mod atomic;
+pub mod held;
+pub mod parking;
+pub mod rcu;
+pub mod rwlock;
+pub mod spin;
+pub mod ticket;
+
+use crate::machine::Machine;
+
+/// What a lock protects; counted and reported by class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum LockClass {
+    /// A PTE table.
+    Pte = 0,
+    /// A PMD table.
+    Pmd = 1,
+    /// The levels above: `mm->page_table_lock`.
+    PageTable = 2,
+    /// The frame allocator's free lists.
+    Zone = 3,
+    /// A slab cache.
+    Slab = 4,
+    /// Any other lock of `mm`.
+    Other = 5,
+}
+
+/// Number of [`LockClass`]es.
+pub const LOCK_CLASSES: usize = 6;
+
+/// A mutual-exclusion algorithm of one word. Taken with interrupts on (I24): a shootdown may be under way under the lock,
+/// and a waiter that does not take its interrupt would stop it for ever.
+pub trait RawLock: Send + Sync + 'static {
+    /// A free lock.
+    fn new() -> Self;
+    /// Takes the lock, waiting by the machine's [`WaitingRule`](crate::machine::WaitingRule).
+    fn lock<M: Machine>(&self, machine: M, class: LockClass);
+    /// Takes the lock if it is free now. Never enqueues, never waits (I48).
+    fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> bool;
+    /// Gives the lock up, and wakes whoever is to have it next. Does not touch the word after the releasing store (I46).
+    ///
+    /// # Safety
+    ///
+    /// The caller's CPU holds the lock.
+    #[allow(unsafe_code)]
+    unsafe fn unlock<M: Machine>(&self, machine: M);
+    /// Whether anyone holds it.
+    fn is_locked(&self) -> bool;
+    /// Whether anyone holds a ticket behind the owner; right across counter wrap (I49).
+    fn is_contended(&self) -> bool;
+}

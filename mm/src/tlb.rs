@@ -1,0 +1,11 @@
+//! TLB.
+
+/// TLB.
+pub struct TlbCpu;
+
+impl TlbCpu {
+    /// New.
+    pub fn new() -> Self {
+        Self
+    }
+}
