@@ -2,22 +2,30 @@
 
 use super::Page;
 use crate::address::Pfn;
+use crate::sync::RawLock;
 
 /// Descriptors of the frames from `first` on, holes included.
-#[derive(Clone, Copy)]
-pub struct MemMap {
+pub struct MemMap<L: RawLock> {
     first: Pfn,
-    pages: &'static [Page],
+    pages: &'static [Page<L>],
 }
 
-impl MemMap {
+impl<L: RawLock> Clone for MemMap<L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L: RawLock> Copy for MemMap<L> {}
+
+impl<L: RawLock> MemMap<L> {
     /// A map whose element 0 describes `first`.
-    pub fn new(first: Pfn, pages: &'static [Page]) -> Self {
+    pub fn new(first: Pfn, pages: &'static [Page<L>]) -> Self {
         Self { first, pages }
     }
 
     /// The descriptor of `pfn`, or `None` outside the map.
-    pub fn get(&self, pfn: Pfn) -> Option<&'static Page> {
+    pub fn get(&self, pfn: Pfn) -> Option<&'static Page<L>> {
         self.pages.get(pfn.0.checked_sub(self.first.0)? as usize)
     }
 
@@ -26,7 +34,7 @@ impl MemMap {
     /// # Panics
     ///
     /// If the frame is outside, which means a corrupted table or list.
-    pub fn page(&self, pfn: Pfn) -> &'static Page {
+    pub fn page(&self, pfn: Pfn) -> &'static Page<L> {
         match self.get(pfn) {
             Some(page) => page,
             None => panic!("{pfn:?} is outside the memory map"),

@@ -8,6 +8,7 @@ mod memmap;
 pub use memmap::MemMap;
 
 use crate::pgtable::PtlStorage;
+use crate::sync::RawLock;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// What a frame is used for.
@@ -28,9 +29,9 @@ pub enum PageType {
     Slab = 5,
 }
 
-/// The descriptor of one frame.
+/// The descriptor of one frame; `L` is the machine's page-table lock, which lives right here.
 #[repr(C)]
-pub struct Page {
+pub struct Page<L: RawLock> {
     /// Type in bits 0–7, order in 8–15, slab cache number in 16–23, "detached table" in bit 31.
     /// Written by the frame's owner; read by others only through a lock or grace period that orders it.
     state: AtomicU32,
@@ -41,7 +42,7 @@ pub struct Page {
     /// In-use objects of a slab frame.
     pub(crate) slab_used: AtomicU32,
     /// The page-table lock of the table in this frame (spec 4.1). Private to `pgtable::ptlock`.
-    pub(crate) ptl: PtlStorage,
+    pub(crate) ptl: PtlStorage<L>,
     /// List links of the owner, as frame numbers: buddy list, slab list.
     pub(crate) next: AtomicU64,
     /// As `next`.
@@ -52,13 +53,13 @@ pub struct Page {
     pub(crate) freelist: AtomicU64,
 }
 
-/// Half a page descriptor line pair: 1.6 % of memory at most.
+/// At most a cache line, 1.6 % of memory, whichever way page-table locks are split (design decision 1).
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Page>() <= 64 && 64 % align_of::<Page>() == 0);
+const _: () = assert!(size_of::<Page<crate::sync::ticket::TicketLock>>() <= 64);
 
 const DETACHED: u32 = 1 << 31;
 
-impl Page {
+impl<L: RawLock> Page<L> {
     /// The descriptor of a frame that `mm` does not own yet.
     pub fn new() -> Self {
         Self {
@@ -160,7 +161,7 @@ impl Page {
     }
 }
 
-impl Default for Page {
+impl<L: RawLock> Default for Page<L> {
     fn default() -> Self {
         Self::new()
     }

@@ -6,4 +6,4 @@ mod ptlock;
 
 pub use entry::{Entry, EntrySlot, Protection, Slot64};
 pub use mode::{FourLevel, Level, PagingMode, Tiny};
-pub use ptlock::PtlStorage;
+pub use ptlock::{PageTableLock, PtlGuard, PtlStorage};
