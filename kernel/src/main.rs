@@ -1,1 +1,36 @@
+//! Latchwork, a microkernel whose heart is an SMP-safe paging subsystem with split page-table locks.
+//!
+//! On the host this crate is an empty stub, so that workspace-wide host commands work.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
+mod cmdline;
+#[cfg(target_os = "none")]
+mod exit;
+#[cfg(target_os = "none")]
+mod fw_cfg;
+#[cfg(target_os = "none")]
+mod harness;
+#[cfg(target_os = "none")]
+mod heap;
+#[cfg(target_os = "none")]
+mod line;
+#[cfg(target_os = "none")]
+mod log;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+mod record;
+#[cfg(target_os = "none")]
+mod run;
+#[cfg(target_os = "none")]
+mod serial;
+
+#[cfg(not(target_os = "none"))]
 fn main() {}

@@ -1,0 +1,86 @@
+//! Leak accounting: what the kernel owns must be the same before and after each test.
+//!
+//! Whoever owns a resource registers a [`Counter`] with [`counter!`], and, if it gives things back late (a
+//! per-CPU list, a grace period), a settler with [`settler!`] that brings the count to rest. Rule: a test after
+//! which a counter differs has leaked, and fails.
+
+use alloc::vec::Vec;
+
+use linkme::distributed_slice;
+
+use super::Name;
+use super::context::diagnostic;
+
+/// A number that every test must leave as it found it.
+pub struct Counter {
+    /// What is counted, as shown when it differs.
+    pub name: &'static str,
+    /// Reads it. Called with nothing else running.
+    pub read: fn() -> u64,
+}
+
+/// Every counter of this kernel.
+#[distributed_slice]
+pub static COUNTERS: [Counter];
+
+/// Functions that bring the counters to rest; run before they are read.
+#[distributed_slice]
+pub static SETTLERS: [fn()];
+
+/// Registers a counter: `counter!("frames free", frames_free);` with a `fn() -> u64`.
+macro_rules! counter {
+    ($name:literal, $read:expr) => {
+        const _: () = {
+            #[::linkme::distributed_slice($crate::harness::books::COUNTERS)]
+            static COUNTER: $crate::harness::books::Counter =
+                $crate::harness::books::Counter { name: $name, read: $read };
+        };
+    };
+}
+
+/// Registers a settler: `settler!(drain_lists);` with a `fn()`.
+macro_rules! settler {
+    ($settle:expr) => {
+        const _: () = {
+            #[::linkme::distributed_slice($crate::harness::books::SETTLERS)]
+            static SETTLER: fn() = $settle;
+        };
+    };
+}
+
+#[allow(unused_imports, reason = "modules join as they are written")]
+pub(crate) use {counter, settler};
+
+/// The counters at one moment.
+pub struct Books(Vec<u64>);
+
+impl Books {
+    /// Settles and reads every counter.
+    pub fn open() -> Self {
+        settle();
+        // Room first: the heap is one of the counters.
+        let mut values = Vec::with_capacity(COUNTERS.len());
+        values.extend(COUNTERS.iter().map(|counter| (counter.read)()));
+        Self(values)
+    }
+
+    /// Settles, reads every counter again and tells which differ. Returns whether none does.
+    pub fn balance(&self, name: Name) -> bool {
+        settle();
+        let mut balanced = true;
+        for (counter, &before) in COUNTERS.iter().zip(&self.0) {
+            let after = (counter.read)();
+            if after != before {
+                diagnostic(name, format_args!("leak: {} was {before}, is {after}", counter.name));
+                balanced = false;
+            }
+        }
+        balanced
+    }
+}
+
+fn settle() {
+    for settle in SETTLERS {
+        settle();
+    }
+}

@@ -1,0 +1,43 @@
+//! What the watchdog must know: which test or workload runs, and until when it may.
+
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use super::Name;
+
+/// The running test or workload.
+static NAME: AtomicPtr<Name> = AtomicPtr::new(ptr::null_mut());
+
+/// When it must have ended, in microseconds since boot; `NEVER` when nothing runs.
+/// Stored with release after `NAME`, loaded with acquire before it.
+static DUE: AtomicU64 = AtomicU64::new(NEVER);
+
+const NEVER: u64 = u64::MAX;
+
+/// A time limit in force; dropping it lifts the limit.
+pub struct Deadline(());
+
+/// Puts `name` under a time limit of so many seconds, from `now` in microseconds since boot.
+pub fn set(name: &'static Name, now: u64, seconds: u64) -> Deadline {
+    NAME.store(ptr::from_ref(name).cast_mut(), Ordering::Relaxed);
+    DUE.store(now.saturating_add(seconds.saturating_mul(1_000_000)), Ordering::Release);
+    Deadline(())
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        DUE.store(NEVER, Ordering::Release);
+    }
+}
+
+/// What runs and when it must have ended, in microseconds since boot. Takes no lock: callable anywhere.
+pub fn current() -> Option<(Name, u64)> {
+    let due = DUE.load(Ordering::Acquire);
+    if due == NEVER {
+        return None;
+    }
+    // SAFETY: the acquire load above saw a store that came after `NAME` was set, and `NAME` only ever holds
+    // null or pointers made from `&'static Name`.
+    let name = unsafe { NAME.load(Ordering::Relaxed).as_ref() }?;
+    Some((*name, due))
+}

@@ -1,0 +1,56 @@
+//! The kernel crate's heap: a fixed piece of the kernel image.
+//!
+//! Rule: page faults and everything in `mm` do without it, so it may use an ordinary spin lock. It is for the
+//! harness, for boot tables and for threads' bookkeeping. Never allocate in an interrupt handler.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::ptr::{self, NonNull};
+
+use linked_list_allocator::Heap;
+use spin::Mutex;
+
+/// Size of the heap in bytes.
+const SIZE: usize = 8 << 20;
+
+#[repr(C, align(4096))]
+struct Arena(UnsafeCell<[u8; SIZE]>);
+
+// SAFETY: the bytes are only reached through the heap that owns them, behind its lock.
+unsafe impl Sync for Arena {}
+
+static ARENA: Arena = Arena(UnsafeCell::new([0; SIZE]));
+
+struct KernelHeap(Mutex<Heap>);
+
+#[global_allocator]
+static HEAP: KernelHeap = KernelHeap(Mutex::new(Heap::empty()));
+
+/// Opens the heap. Call once, on the boot CPU, before the first allocation.
+pub fn init() {
+    // SAFETY: `ARENA` is static, page-aligned and used for nothing else, and this runs once.
+    unsafe { HEAP.0.lock().init(ARENA.0.get().cast(), SIZE) };
+}
+
+/// Bytes in use.
+pub fn used() -> usize {
+    HEAP.0.lock().used()
+}
+
+// SAFETY: `Heap` hands out disjoint, aligned blocks of `ARENA`; the lock makes every change exclusive.
+unsafe impl GlobalAlloc for KernelHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match self.0.lock().allocate_first_fit(layout) {
+            Ok(block) => block.as_ptr(),
+            Err(()) => ptr::null_mut(),
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let Some(block) = NonNull::new(block) else {
+            return;
+        };
+        // SAFETY: the caller got `block` from `alloc` with the same layout, as `GlobalAlloc` demands.
+        unsafe { self.0.lock().deallocate(block, layout) }
+    }
+}

@@ -1,0 +1,108 @@
+//! Records for machines: lines of the form `@kind {json}` (`docs/harness.md`).
+//!
+//! Rule: a record leaves whole or not at all; one that does not fit becomes an error in the log.
+
+use core::fmt::{self, Write};
+
+use crate::line::Line;
+use crate::serial;
+
+/// Longest record in bytes. A backtrace of 64 frames takes about 1400.
+const RECORD: usize = 2048;
+
+/// A record being built. `Record::new("boot").number("cpus", 8).emit()` writes `@boot {"cpus":8}`.
+#[must_use = "a record is written by `emit`"]
+pub struct Record {
+    kind: &'static str,
+    line: Line<RECORD>,
+    empty: bool,
+}
+
+impl Record {
+    /// Starts a record of this kind.
+    pub fn new(kind: &'static str) -> Self {
+        let mut line = Line::new();
+        put(&mut line, format_args!("@{kind} {{"));
+        Self { kind, line, empty: true }
+    }
+
+    /// Adds a number.
+    pub fn number(self, key: &str, value: impl Into<u64>) -> Self {
+        let value = value.into();
+        self.field(key, format_args!("{value}"))
+    }
+
+    /// Adds a truth value.
+    pub fn flag(self, key: &str, value: bool) -> Self {
+        self.field(key, format_args!("{value}"))
+    }
+
+    /// Adds a text.
+    pub fn text(self, key: &str, value: impl fmt::Display) -> Self {
+        self.field(key, format_args!("\"{}\"", Escaped(value)))
+    }
+
+    /// Adds an address, as a text of the form `0x…`.
+    pub fn address(self, key: &str, value: u64) -> Self {
+        self.field(key, format_args!("\"{value:#x}\""))
+    }
+
+    /// Adds a list of addresses.
+    pub fn addresses(mut self, key: &str, values: impl Iterator<Item = u64>) -> Self {
+        self = self.field(key, format_args!("["));
+        for (index, value) in values.enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            put(&mut self.line, format_args!("{comma}\"{value:#x}\""));
+        }
+        put(&mut self.line, format_args!("]"));
+        self
+    }
+
+    /// Writes the record.
+    pub fn emit(mut self) {
+        put(&mut self.line, format_args!("}}"));
+        if self.line.is_cut() {
+            log::error!("record {} is longer than {RECORD} bytes and was dropped", self.kind);
+        } else {
+            serial::write_line(self.line.as_bytes());
+        }
+    }
+
+    fn field(mut self, key: &str, value: fmt::Arguments) -> Self {
+        let comma = if self.empty { "" } else { "," };
+        self.empty = false;
+        put(&mut self.line, format_args!("{comma}\"{key}\":{value}"));
+        self
+    }
+}
+
+fn put(line: &mut Line<RECORD>, text: fmt::Arguments) {
+    // `Line` never fails: it cuts, and `emit` looks.
+    let _ = line.write_fmt(text);
+}
+
+/// A value as the inside of a JSON string.
+struct Escaped<T>(T);
+
+impl<T: fmt::Display> fmt::Display for Escaped<T> {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        write!(Escaper(out), "{}", self.0)
+    }
+}
+
+struct Escaper<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for Escaper<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            match character {
+                '"' => self.0.write_str("\\\"")?,
+                '\\' => self.0.write_str("\\\\")?,
+                '\n' => self.0.write_str("\\n")?,
+                control if control.is_control() => write!(self.0, "\\u{:04x}", u32::from(control))?,
+                other => self.0.write_char(other)?,
+            }
+        }
+        Ok(())
+    }
+}

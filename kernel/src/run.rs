@@ -1,0 +1,54 @@
+//! What the kernel does once it is up: whatever the command line asks for, and then it ends.
+
+use core::fmt;
+
+use crate::cmdline::{self, Mode, Options};
+use crate::exit::{ExitCode, exit};
+use crate::fw_cfg;
+use crate::harness::{self, Tally};
+use crate::record::Record;
+
+/// Reads the command line, does what it asks for, reports, and turns the machine off.
+pub fn run(boot: &'static str, memory_mib: u64) -> ! {
+    let mut buffer = [0; fw_cfg::MAX_CMDLINE];
+    let line = match fw_cfg::cmdline(&mut buffer) {
+        Some(Ok(line)) => line,
+        Some(Err(error)) => reject(format_args!("the command line cannot be read: {error:?}")),
+        None => "",
+    };
+    let options = match cmdline::parse(line) {
+        Ok(options) => options,
+        Err(error) => reject(format_args!("command line: {error}")),
+    };
+    crate::log::set_level(options.log);
+    let cpus = 1;
+    Record::new("boot").number("cpus", cpus as u64).text("boot", boot).number("memory_mib", memory_mib).emit();
+    perform(&options, cpus)
+}
+
+fn perform(options: &Options, cpus: usize) -> ! {
+    let (mode, tally) = match options.mode {
+        Mode::Test => ("test", harness::run_tests(options, cpus)),
+        Mode::List => ("list", harness::list_tests(options)),
+        Mode::Run => ("run", harness::run_workload(options, cpus)),
+        Mode::Misbehave(_) => ("misbehave", Some(Tally::default())),
+    };
+    let Some(tally) = tally else {
+        match options.mode {
+            Mode::Run => reject(format_args!("there is no workload '{}'", options.workload)),
+            _ => reject(format_args!("no test matches filter '{}'", options.filter.unwrap_or(""))),
+        }
+    };
+    Record::new("end")
+        .text("mode", mode)
+        .number("passed", tally.passed)
+        .number("failed", tally.failed)
+        .number("skipped", tally.skipped)
+        .emit();
+    exit(if tally.failed == 0 { ExitCode::Passed } else { ExitCode::Failed })
+}
+
+fn reject(reason: fmt::Arguments) -> ! {
+    log::error!("{reason}");
+    exit(ExitCode::BadCommandLine)
+}
