@@ -5,5 +5,21 @@
 //! a 32-bit kernel mirrors file by file. Nothing here knows what the kernel *does* with a trap or an IPI.
 #![no_std]
 
+pub mod apic;
+pub mod control;
+pub mod cpu;
 pub mod interrupts;
 pub mod io_port;
+pub mod ipi;
+pub mod msr;
+pub mod paging;
+pub mod time;
+
+#[cfg(target_pointer_width = "64")]
+#[path = "64/mod.rs"]
+mod bits;
+
+pub use bits::{backtrace, entry, gdt, idt, percpu, switch, trampoline, user_access};
+
+/// Most CPUs the kernel drives. Further ones named by the firmware are left alone.
+pub const NR_CPUS: usize = 64;

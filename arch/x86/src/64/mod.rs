@@ -1,0 +1,10 @@
+//! The 64-bit half of the crate.
+
+pub mod backtrace;
+pub mod entry;
+pub mod gdt;
+pub mod idt;
+pub mod percpu;
+pub mod switch;
+pub mod trampoline;
+pub mod user_access;

@@ -1,0 +1,60 @@
+//! Changing from one kernel stack to another. Kernel code uses no floating-point or vector state, so a kernel thread
+//! is its stack and the registers a function call preserves.
+
+use core::arch::naked_asm;
+
+/// Leaves the running thread's context on its stack, tells where in `*previous`, and continues the context `next`.
+/// Returns when somebody switches back to what was stored in `*previous`.
+///
+/// # Safety
+/// `next` must come from [`prepare`] or from an earlier switch away, be continued only once, and its stack must be
+/// mapped. Interrupts must be off. `previous` must be writable until the switch is done.
+#[unsafe(naked)]
+pub unsafe extern "C" fn switch_stacks(previous: *mut usize, next: usize) {
+    naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov [rdi], rsp",
+        "mov rsp, rsi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
+    )
+}
+
+/// Lays out a fresh stack so that the first switch to the returned context calls `entry(argument)`, with interrupts as
+/// they are at the switch.
+///
+/// # Safety
+/// The memory below `top`, which must be a multiple of 16, must be a mapped stack that nothing else uses.
+#[must_use]
+pub unsafe fn prepare(top: usize, entry: extern "C" fn(usize) -> !, argument: usize) -> usize {
+    let context: [usize; 8] = [
+        0,                           // r15
+        0,                           // r14
+        argument,                    // r13
+        entry as usize,              // r12
+        0,                           // rbx
+        0,                           // rbp: ends the chain of frames
+        begin as *const () as usize, // return address
+        0,                           // keeps the stack pointer a multiple of 16 in `begin`
+    ];
+    let bottom = top - size_of_val(&context);
+    // SAFETY: the caller hands over the stack, which is larger than these words.
+    unsafe { (bottom as *mut [usize; 8]).write(context) };
+    bottom
+}
+
+/// First instructions of a thread: hands the argument over in the register of the calling convention.
+#[unsafe(naked)]
+unsafe extern "C" fn begin() {
+    naked_asm!("mov rdi, r13", "call r12", "ud2")
+}

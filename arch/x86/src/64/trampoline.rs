@@ -1,0 +1,202 @@
+//! From the start-up message to Rust on an application processor.
+//!
+//! The CPU begins in real mode in a page below 1 MiB. It goes to long mode in one step (`CR4.PAE`, `CR3`, `EFER.LME`,
+//! then `CR0.PE` and `CR0.PG` together), on tables of its own that map the page at its own address beside the kernel
+//! half, and jumps to the kernel with the stack and the argument it finds in the page. One CPU uses the page at a time.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+use core::ptr;
+use core::sync::atomic::{Ordering, fence};
+
+use crate::{control, msr};
+
+/// Frames the trampoline needs, contiguous, below 1 MiB: code and data, and three levels of tables.
+pub const FRAMES: usize = 4;
+
+const FRAME_SIZE: usize = 4096;
+const ENTRIES: usize = 512;
+const PRESENT_WRITABLE: u64 = 0b11;
+const LARGE: u64 = 1 << 7;
+/// First entry of the root table that belongs to the kernel half.
+const KERNEL_HALF: usize = ENTRIES / 2;
+
+/// Where in the page the parameters lie; the code ends before.
+const PARAMETERS: usize = 0xf00;
+
+/// Long mode, ring 0, code.
+const CODE_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
+const CODE_SELECTOR: u16 = 8;
+
+/// What the code in the page reads.
+#[repr(C)]
+struct Parameters {
+    entry: u64,
+    stack_top: u64,
+    argument: u64,
+    /// Descriptor table: the null descriptor and [`CODE_DESCRIPTOR`].
+    gdt: [u64; 2],
+    root: u32,
+    cr4: u32,
+    /// Far pointer to the 64-bit part of the code.
+    long_mode: u32,
+    long_mode_selector: u16,
+    /// Operand of `LGDT`: limit, then base, unaligned.
+    gdt_limit: u16,
+    gdt_base: u32,
+}
+
+/// A trampoline set up in low memory.
+#[derive(Debug)]
+pub struct Trampoline {
+    page: u8,
+    parameters: *mut Parameters,
+}
+
+// SAFETY: the pointer leads to memory that the trampoline owns.
+unsafe impl Send for Trampoline {}
+
+/// The frames cannot serve: not below 1 MiB, or not on a frame boundary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnusableFrames;
+
+impl Trampoline {
+    /// Sets the trampoline up in [`FRAMES`] frames from physical address `frames`, which the kernel sees at `window`.
+    /// `root` is the kernel's root table as the kernel sees it; its upper half must be complete.
+    ///
+    /// # Errors
+    /// When the frames cannot serve.
+    ///
+    /// # Safety
+    /// The frames must be RAM, visible at `window` and used by nothing else until every CPU started through them has
+    /// loaded another root table.
+    pub unsafe fn new(frames: u64, window: *mut u8, root: *const u64) -> Result<Self, UnusableFrames> {
+        let page = u8::try_from(frames / FRAME_SIZE as u64).map_err(|_| UnusableFrames)?;
+        if !frames.is_multiple_of(FRAME_SIZE as u64) || usize::from(page) + FRAMES > 0x100 {
+            return Err(UnusableFrames);
+        }
+        let table = |index: usize| window.wrapping_add(index * FRAME_SIZE).cast::<u64>();
+        let physical = |index: usize| frames + (index * FRAME_SIZE) as u64;
+        // SAFETY: the caller hands over the frames; the code is `PARAMETERS` bytes long by its `.org`, and tables are 512
+        // entries each. The root's upper half is read, never kept.
+        unsafe {
+            ptr::write_bytes(window, 0, FRAMES * FRAME_SIZE);
+            ptr::copy_nonoverlapping(&raw const CODE, window, PARAMETERS);
+            for entry in KERNEL_HALF..ENTRIES {
+                table(1).add(entry).write(root.add(entry).read_volatile());
+            }
+            table(1).write(physical(2) | PRESENT_WRITABLE);
+            table(2).write(physical(3) | PRESENT_WRITABLE);
+            // The first 2 MiB at their own address.
+            table(3).write(PRESENT_WRITABLE | LARGE);
+        }
+        // Below 1 MiB, as checked above.
+        let base = frames as u32;
+        let long_mode_offset = (&raw const CODE_LONG_MODE).addr() - (&raw const CODE).addr();
+        let parameters = window.wrapping_add(PARAMETERS).cast::<Parameters>();
+        let contents = Parameters {
+            entry: 0,
+            stack_top: 0,
+            argument: 0,
+            gdt: [0, CODE_DESCRIPTOR],
+            root: physical(1) as u32,
+            // PCIDs can be enabled in long mode only; the CPU switches them on later, with the other protections.
+            cr4: (control::cr4() & !control::CR4_PCID_ENABLE) as u32,
+            long_mode: base + long_mode_offset as u32,
+            long_mode_selector: CODE_SELECTOR,
+            gdt_limit: size_of::<[u64; 2]>() as u16 - 1,
+            gdt_base: base + (PARAMETERS + offset_of!(Parameters, gdt)) as u32,
+        };
+        // SAFETY: the parameters lie in the first frame.
+        unsafe { parameters.write(contents) };
+        Ok(Self { page, parameters })
+    }
+
+    /// The page number for the start-up message.
+    #[must_use]
+    pub fn page(&self) -> u8 {
+        self.page
+    }
+
+    /// Sets where the next CPU goes: `entry(argument)` on the stack that ends at `stack_top`, interrupts off, in long
+    /// mode, with GS, segments, gates and root table still to be loaded.
+    ///
+    /// # Safety
+    /// The CPU started last must be through. The stack must be the new CPU's own.
+    pub unsafe fn aim(&mut self, entry: extern "C" fn(usize) -> !, stack_top: usize, argument: usize) {
+        // SAFETY: the parameters are ours, and no CPU reads them now.
+        unsafe {
+            (*self.parameters).entry = entry as usize as u64;
+            (*self.parameters).stack_top = stack_top as u64;
+            (*self.parameters).argument = argument as u64;
+        }
+        // The stores precede the start-up message.
+        fence(Ordering::SeqCst);
+    }
+}
+
+unsafe extern "C" {
+    #[link_name = "latchwork_ap_code"]
+    static CODE: u8;
+    #[link_name = "latchwork_ap_long_mode"]
+    static CODE_LONG_MODE: u8;
+}
+
+global_asm!(
+    ".pushsection .rodata.ap_trampoline, \"a\"",
+    ".balign 16",
+    ".global latchwork_ap_code",
+    "latchwork_ap_code:",
+    ".code16",
+    "cli",
+    "cld",
+    "mov bx, cs",
+    "mov ds, bx",
+    // The page's address, for the 64-bit part.
+    "movzx ebx, bx",
+    "shl ebx, 4",
+    "lgdt [{gdt_limit}]",
+    "mov eax, dword ptr [{cr4}]",
+    "mov cr4, eax",
+    "mov eax, dword ptr [{root}]",
+    "mov cr3, eax",
+    "mov ecx, {efer}",
+    "rdmsr",
+    "or eax, {efer_bits}",
+    "wrmsr",
+    // PG, WP, ET and PE; CD and NW, which INIT has set, end here.
+    "mov eax, 0x80010011",
+    "mov cr0, eax",
+    // The prefix makes the offset 32 bits wide; the assembler has no name for this form in 16-bit code.
+    ".byte 0x66",
+    "ljmp [{long_mode}]",
+    ".code64",
+    ".global latchwork_ap_long_mode",
+    "latchwork_ap_long_mode:",
+    "xor eax, eax",
+    "mov ss, ax",
+    "mov ds, ax",
+    "mov es, ax",
+    // The upper halves of registers are undefined after the change of mode.
+    "mov ebx, ebx",
+    "xor ebp, ebp",
+    "mov rsp, [rbx + {stack_top}]",
+    "mov rdi, [rbx + {argument}]",
+    "call [rbx + {entry}]",
+    "ud2",
+    // An error here means that the code has outgrown its room.
+    ".org latchwork_ap_code + {parameters}",
+    ".popsection",
+    gdt_limit = const PARAMETERS + offset_of!(Parameters, gdt_limit),
+    cr4 = const PARAMETERS + offset_of!(Parameters, cr4),
+    root = const PARAMETERS + offset_of!(Parameters, root),
+    long_mode = const PARAMETERS + offset_of!(Parameters, long_mode),
+    stack_top = const PARAMETERS + offset_of!(Parameters, stack_top),
+    argument = const PARAMETERS + offset_of!(Parameters, argument),
+    entry = const PARAMETERS + offset_of!(Parameters, entry),
+    parameters = const PARAMETERS,
+    efer = const msr::EFER,
+    efer_bits = const msr::EFER_LONG_MODE_ENABLE | msr::EFER_NO_EXECUTE_ENABLE,
+);
+
+const _: () = assert!(PARAMETERS + size_of::<Parameters>() <= FRAME_SIZE);

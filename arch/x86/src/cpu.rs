@@ -1,0 +1,129 @@
+//! What this CPU can do, and switching the protections on: the same set on every CPU.
+//!
+//! The boot CPU decides ([`detect`]); every CPU, the boot CPU included, then calls [`enable`], which refuses
+//! a CPU that lacks what the boot CPU has, because shared page tables rely on it.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use bitflags::bitflags;
+use raw_cpuid::CpuId;
+
+use crate::{control, msr};
+
+bitflags! {
+    /// Features the kernel uses where they are present.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u32 {
+        /// No-execute bit in page-table entries.
+        const NO_EXECUTE = 1 << 0;
+        /// Global pages.
+        const GLOBAL_PAGES = 1 << 1;
+        /// Supervisor mode execution prevention.
+        const SMEP = 1 << 2;
+        /// Supervisor mode access prevention.
+        const SMAP = 1 << 3;
+        /// Process-context identifiers.
+        const PCID = 1 << 4;
+        /// `INVPCID`.
+        const INVPCID = 1 << 5;
+        /// `RDFSBASE` and its kin.
+        const FSGSBASE = 1 << 6;
+        /// The local APIC is reached by model-specific registers.
+        const X2APIC = 1 << 7;
+        /// The time-stamp counter ticks at one rate in every power state.
+        const INVARIANT_TSC = 1 << 8;
+        /// Leaves of 1 GiB.
+        const GIGABYTE_PAGES = 1 << 9;
+        /// A hypervisor runs this CPU, which may so be preempted.
+        const HYPERVISOR = 1 << 10;
+    }
+}
+
+/// Bits a CPU may differ in: they say nothing about how shared tables are read.
+const MAY_DIFFER: Features = Features::INVARIANT_TSC.union(Features::HYPERVISOR);
+
+/// The boot CPU's features. Written once by [`detect`] before any other CPU runs; read relaxed ever after.
+pub(crate) static FEATURES: AtomicU32 = AtomicU32::new(0);
+
+/// This CPU lacks features the boot CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MissingFeatures(pub Features);
+
+/// Reads the boot CPU's features and remembers them for [`features`].
+pub fn detect() -> Features {
+    let features = read_cpuid();
+    FEATURES.store(features.bits(), Ordering::Relaxed);
+    features
+}
+
+/// The features the kernel relies on, as [`detect`] found them on the boot CPU; none before.
+#[must_use]
+pub fn features() -> Features {
+    Features::from_bits_truncate(FEATURES.load(Ordering::Relaxed))
+}
+
+/// Switches this CPU's protections on: write protection, no-execute, SMEP, SMAP, global pages, PCID, FSGSBASE.
+///
+/// # Errors
+/// The features the boot CPU has and this one lacks; nothing is changed then.
+///
+/// # Safety
+/// The page tables in use must allow what then is enforced: no supervisor write through a read-only entry, no
+/// execution of a user or no-execute page. `CR3` must hold no PCID bits.
+pub unsafe fn enable() -> Result<(), MissingFeatures> {
+    let wanted = features();
+    let missing = wanted - read_cpuid() - MAY_DIFFER;
+    if !missing.is_empty() {
+        return Err(MissingFeatures(missing));
+    }
+    if wanted.contains(Features::NO_EXECUTE) {
+        // SAFETY: EFER exists on every 64-bit CPU and on those that report no-execute.
+        unsafe { msr::write(msr::EFER, msr::read(msr::EFER) | msr::EFER_NO_EXECUTE_ENABLE) };
+    }
+    let cr4_bits = [
+        (Features::GLOBAL_PAGES, control::CR4_PAGE_GLOBAL_ENABLE),
+        (Features::SMEP, control::CR4_SMEP),
+        (Features::SMAP, control::CR4_SMAP),
+        (Features::PCID, control::CR4_PCID_ENABLE),
+        (Features::FSGSBASE, control::CR4_FSGSBASE),
+    ];
+    let cr4 = cr4_bits
+        .iter()
+        .filter(|(feature, _)| wanted.contains(*feature))
+        .fold(control::cr4(), |cr4, (_, bit)| cr4 | bit);
+    // SAFETY: each bit's feature was reported by CPUID; the caller vouches for the page tables in use.
+    unsafe {
+        control::write_cr4(cr4);
+        control::write_cr0(control::cr0() | control::CR0_WRITE_PROTECT);
+    }
+    Ok(())
+}
+
+fn read_cpuid() -> Features {
+    let cpuid = CpuId::new();
+    let basic = cpuid.get_feature_info();
+    let structured = cpuid.get_extended_feature_info();
+    let extended = cpuid.get_extended_processor_and_feature_identifiers();
+    let power = cpuid.get_advanced_power_mgmt_info();
+    let mut features = Features::empty();
+    if let Some(leaf) = basic {
+        features.set(Features::GLOBAL_PAGES, leaf.has_pge());
+        features.set(Features::PCID, leaf.has_pcid());
+        features.set(Features::X2APIC, leaf.has_x2apic());
+        features.set(Features::HYPERVISOR, leaf.has_hypervisor());
+    }
+    if let Some(leaf) = structured {
+        features.set(Features::SMEP, leaf.has_smep());
+        features.set(Features::SMAP, leaf.has_smap());
+        features.set(Features::INVPCID, leaf.has_invpcid());
+        features.set(Features::FSGSBASE, leaf.has_fsgsbase());
+    }
+    if let Some(leaf) = extended {
+        features.set(Features::NO_EXECUTE, leaf.has_execute_disable());
+        features.set(Features::GIGABYTE_PAGES, leaf.has_1gib_pages());
+    }
+    if let Some(leaf) = power {
+        features.set(Features::INVARIANT_TSC, leaf.has_invariant_tsc());
+    }
+    features
+}

@@ -1,0 +1,77 @@
+//! The page-table root and the translations this CPU has cached. Everything here is local to the running CPU;
+//! telling other CPUs is the business of whoever changes a table.
+
+use core::arch::asm;
+
+use crate::cpu::{self, Features};
+use crate::{control, interrupts};
+
+/// Bits of `CR3` that name the root table's frame.
+const CR3_FRAME: usize = !0xfff & (usize::MAX >> 12);
+
+/// Physical address of the root table in use.
+#[must_use]
+pub fn root() -> usize {
+    control::cr3() & CR3_FRAME
+}
+
+/// Uses another root table, and drops every cached translation that is not global (Intel SDM vol. 3, 4.10.4.1).
+///
+/// # Safety
+/// `root` must be the physical address of a root table that maps the running code, its stack and its data where
+/// they are now, and that stays in place as long as it is loaded anywhere.
+pub unsafe fn load_root(root: usize) {
+    debug_assert_eq!(root & !CR3_FRAME, 0);
+    // SAFETY: the caller vouches for the tables.
+    unsafe { control::write_cr3(root) }
+}
+
+/// Drops the translation of the page that holds `address`, global or not, whatever its size, and all cached
+/// upper-level entries.
+pub fn flush_page(address: usize) {
+    // SAFETY: dropping cached translations never breaks memory safety; not `nomem`, so that stores to the table
+    // stay before it.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) }
+}
+
+/// Drops every translation that is not global.
+pub fn flush_local() {
+    // SAFETY: the root does not change.
+    unsafe { control::write_cr3(control::cr3()) }
+}
+
+/// Drops every translation, global ones too.
+pub fn flush_all() {
+    if cpu::features().contains(Features::INVPCID) {
+        invalidate_all_contexts();
+        return;
+    }
+    // An interrupt between the two writes that flushed too would see the bit clear and flush nothing.
+    interrupts::without(|| {
+        let cr4 = control::cr4();
+        if cr4 & control::CR4_PAGE_GLOBAL_ENABLE == 0 {
+            flush_local();
+            return;
+        }
+        // SAFETY: the bit decides only what stays cached, and is put back at once.
+        unsafe {
+            control::write_cr4(cr4 & !control::CR4_PAGE_GLOBAL_ENABLE);
+            control::write_cr4(cr4);
+        }
+    });
+}
+
+/// `INVPCID` type 2: all contexts, global translations included.
+fn invalidate_all_contexts() {
+    const ALL_CONTEXTS_AND_GLOBALS: usize = 2;
+    let descriptor = [0_u64; 2];
+    // SAFETY: the caller has seen the feature; the descriptor is 16 readable bytes.
+    unsafe {
+        asm!(
+            "invpcid {kind}, [{descriptor}]",
+            kind = in(reg) ALL_CONTEXTS_AND_GLOBALS,
+            descriptor = in(reg) &raw const descriptor,
+            options(nostack, preserves_flags),
+        );
+    }
+}
