@@ -3,6 +3,8 @@
 //! Vectors below 0x20 are the CPU's exceptions; 0x20 to 0x2f catch what the masked legacy controllers may still
 //! raise; those named here come from local APICs. A higher vector's upper half is a higher priority.
 
+use mm::cpu::CpuId;
+
 use crate::apic::{self, Message, NotDelivered};
 use crate::percpu;
 
@@ -43,7 +45,7 @@ pub const LEGACY_COUNT: u8 = 16;
 ///
 /// # Errors
 /// See [`apic::send`].
-pub fn send(cpu: usize, vector: Vector) -> Result<(), NotDelivered> {
+pub fn send(cpu: CpuId, vector: Vector) -> Result<(), NotDelivered> {
     // SAFETY: every `Vector` has a handler, and an interrupt leaves the target's work intact.
     unsafe { apic::send(percpu::area(cpu).apic_id(), Message::Interrupt(vector as u8)) }
 }
@@ -52,7 +54,7 @@ pub fn send(cpu: usize, vector: Vector) -> Result<(), NotDelivered> {
 ///
 /// # Errors
 /// See [`apic::send`].
-pub fn send_non_maskable(cpu: usize) -> Result<(), NotDelivered> {
+pub fn send_non_maskable(cpu: CpuId) -> Result<(), NotDelivered> {
     // SAFETY: the non-maskable interrupt has a handler with a stack of its own.
     unsafe { apic::send(percpu::area(cpu).apic_id(), Message::NonMaskable) }
 }

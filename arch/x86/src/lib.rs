@@ -20,6 +20,3 @@ pub mod time;
 mod bits;
 
 pub use bits::{backtrace, entry, gdt, idt, percpu, switch, trampoline, user_access};
-
-/// Most CPUs the kernel drives. Further ones named by the firmware are left alone.
-pub const NR_CPUS: usize = 64;

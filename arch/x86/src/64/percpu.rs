@@ -9,8 +9,11 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use mm::config::NR_CPUS;
+use mm::cpu::CpuId;
+
 use super::gdt::Tables;
-use crate::{NR_CPUS, msr};
+use crate::msr;
 
 /// One CPU's area. The entry stubs know the offsets of its first fields.
 #[repr(C, align(64))]
@@ -48,8 +51,8 @@ impl PerCpu {
 
     /// Number of the CPU, from 0 for the boot CPU.
     #[must_use]
-    pub fn number(&self) -> usize {
-        self.number.load(Ordering::Relaxed) as usize
+    pub fn number(&self) -> CpuId {
+        CpuId(self.number.load(Ordering::Relaxed))
     }
 
     /// Sets the stack that the next entry from ring 3 starts on.
@@ -64,13 +67,13 @@ impl PerCpu {
 /// # Panics
 /// If `cpu` is not below [`NR_CPUS`].
 #[must_use]
-pub fn area(cpu: usize) -> &'static PerCpu {
-    &AREAS[cpu]
+pub fn area(cpu: CpuId) -> &'static PerCpu {
+    &AREAS[cpu.index()]
 }
 
 /// Number of the running CPU.
 #[must_use]
-pub fn cpu() -> usize {
+pub fn cpu() -> CpuId {
     let number: u32;
     // SAFETY: `install` has pointed GS at this CPU's area before anything else ran on it.
     unsafe {
@@ -81,7 +84,7 @@ pub fn cpu() -> usize {
             options(nostack, preserves_flags, readonly),
         );
     }
-    number as usize
+    CpuId(number)
 }
 
 /// The running CPU's area.
@@ -91,10 +94,10 @@ pub fn current() -> &'static PerCpu {
 }
 
 /// Fills CPU `cpu`'s area before that CPU runs. `apic_id` may be unknown (`u32::MAX`) for the boot CPU at first.
-pub fn prepare(cpu: usize, apic_id: u32) {
+pub fn prepare(cpu: CpuId, apic_id: u32) {
     let area = area(cpu);
     area.this.store(core::ptr::from_ref(area).addr(), Ordering::Relaxed);
-    area.number.store(cpu as u32, Ordering::Relaxed);
+    area.number.store(cpu.0, Ordering::Relaxed);
     area.apic_id.store(apic_id, Ordering::Relaxed);
 }
 
@@ -102,7 +105,7 @@ pub fn prepare(cpu: usize, apic_id: u32) {
 ///
 /// # Safety
 /// The running CPU must be the only one ever to install `cpu`, after [`prepare`].
-pub unsafe fn install(cpu: usize) {
+pub unsafe fn install(cpu: CpuId) {
     // SAFETY: the base is a kernel address; what is found there is this CPU's area for good.
     unsafe { msr::write(msr::GS_BASE, core::ptr::from_ref(area(cpu)).addr() as u64) };
 }
