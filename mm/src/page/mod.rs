@@ -3,8 +3,10 @@
 //! Rule: a field belongs to whoever owns the frame in its present type; only `refcount` may be touched by anyone who
 //! holds a reference. The size is the same with split page-table locks on and off (checked below).
 
+mod list;
 mod memmap;
 
+pub(crate) use list::{PageList, decode, encode};
 pub use memmap::MemMap;
 
 use crate::pgtable::PtlStorage;
@@ -17,16 +19,18 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub enum PageType {
     /// Not memory, or memory that `mm` does not own.
     Reserved = 0,
-    /// First frame of a free block; `order` says how large.
+    /// First frame of a block on a free list; `order` says how large.
     Free = 1,
-    /// In a free block but not its first frame, or in a per-CPU reserve.
-    FreeTail = 2,
-    /// Allocated, with no more particular type: anonymous memory, an object's page.
+    /// Not the first frame of its block, whether that is free or allocated. Only first frames have a story of their own.
+    Tail = 2,
+    /// Allocated, with no more particular type: anonymous memory, an object's page. First frame of a block of `order`.
     Data = 3,
     /// A page table whose constructor has run (I8).
     Table = 4,
     /// Belongs to a slab cache.
     Slab = 5,
+    /// Free, in a CPU's reserve, and therefore not to be merged with its neighbours.
+    Stocked = 6,
 }
 
 /// The descriptor of one frame; `L` is the machine's page-table lock, which lives right here.
@@ -43,10 +47,10 @@ pub struct Page<L: RawLock> {
     pub(crate) slab_used: AtomicU32,
     /// The page-table lock of the table in this frame (spec 4.1). Private to `pgtable::ptlock`.
     pub(crate) ptl: PtlStorage<L>,
-    /// List links of the owner, as frame numbers: buddy list, slab list.
-    pub(crate) next: AtomicU64,
+    /// Links of the [`PageList`] the owner keeps the frame on: a buddy list or a slab list. Under that list's lock.
+    next: AtomicU64,
     /// As `next`.
-    pub(crate) prev: AtomicU64,
+    prev: AtomicU64,
     /// Link and due grace period of a table that waits for its readers.
     pub(crate) rcu_next: AtomicU64,
     /// First free object of a slab frame.
@@ -79,10 +83,11 @@ impl<L: RawLock> Page<L> {
     pub fn page_type(&self) -> PageType {
         match self.state.load(Ordering::Relaxed) as u8 {
             1 => PageType::Free,
-            2 => PageType::FreeTail,
+            2 => PageType::Tail,
             3 => PageType::Data,
             4 => PageType::Table,
             5 => PageType::Slab,
+            6 => PageType::Stocked,
             _ => PageType::Reserved,
         }
     }
@@ -120,9 +125,10 @@ impl<L: RawLock> Page<L> {
         self.refcount.load(Ordering::Relaxed)
     }
 
-    /// Gives a fresh frame its first reference.
-    pub(crate) fn init_refcount(&self) {
-        self.refcount.store(1, Ordering::Relaxed);
+    /// Gives a fresh frame its first reference, or takes a freed one's last away.
+    pub(crate) fn set_refcount(&self, references: u32) {
+        // Relaxed: nobody else can reach the frame.
+        self.refcount.store(references, Ordering::Relaxed);
     }
 
     /// Adds a reference to a frame the caller already holds one to, directly or through its object.
