@@ -9,6 +9,7 @@ pub mod frame;
 pub mod machine;
 pub mod page;
 pub mod pgtable;
+pub mod slab;
 pub mod stats;
 pub mod sync;
 pub mod tlb;

@@ -179,7 +179,7 @@ impl<M: Machine> FrameAllocator<M> {
         self.memmap
     }
 
-    fn lock(&self, machine: M) -> SpinGuard<'_, Zone<M>, M> {
+    fn lock(&self, machine: M) -> SpinGuard<'_, Zone<M>, M::Lock, M> {
         self.zone.lock(machine, LockClass::Zone)
     }
 

@@ -153,6 +153,8 @@ impl fmt::Debug for Entry {
 
 /// The memory location of an entry. A trait of the mode, because a PAE entry is two words with an order between them.
 pub trait EntrySlot: Send + Sync + 'static {
+    /// A slot that holds `entry`.
+    fn new(entry: Entry) -> Self;
     /// The value at one instant. Acquire: what was written before a table or page was published is visible through it
     /// (pairs with `store`, spec 7.4).
     fn load(&self) -> Entry;
@@ -168,14 +170,11 @@ pub trait EntrySlot: Send + Sync + 'static {
 #[repr(transparent)]
 pub struct Slot64(AtomicU64);
 
-impl Slot64 {
-    /// A slot that holds `entry`.
-    pub fn new(entry: Entry) -> Self {
+impl EntrySlot for Slot64 {
+    fn new(entry: Entry) -> Self {
         Self(AtomicU64::new(entry.0))
     }
-}
 
-impl EntrySlot for Slot64 {
     fn load(&self) -> Entry {
         Entry(self.0.load(Ordering::Acquire))
     }

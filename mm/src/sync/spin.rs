@@ -22,20 +22,20 @@ impl<T, L: RawLock> SpinLock<T, L> {
     }
 
     /// Takes the lock, waiting by the rule of the machine.
-    pub fn lock<M: Machine<Lock = L>>(&self, machine: M, class: LockClass) -> SpinGuard<'_, T, M> {
+    pub fn lock<M: Machine<Lock = L>>(&self, machine: M, class: LockClass) -> SpinGuard<'_, T, L, M> {
         self.raw.lock(machine, class);
         SpinGuard { lock: self, machine }
     }
 }
 
 /// A held [`SpinLock`]; dropping it unlocks.
-pub struct SpinGuard<'a, T, M: Machine> {
-    lock: &'a SpinLock<T, M::Lock>,
+pub struct SpinGuard<'a, T, L: RawLock, M: Machine<Lock = L>> {
+    lock: &'a SpinLock<T, L>,
     machine: M,
 }
 
 #[allow(unsafe_code)]
-impl<T, M: Machine> Deref for SpinGuard<'_, T, M> {
+impl<T, L: RawLock, M: Machine<Lock = L>> Deref for SpinGuard<'_, T, L, M> {
     type Target = T;
     fn deref(&self) -> &T {
         // SAFETY: this guard's CPU holds the lock, so nobody writes the value.
@@ -43,14 +43,14 @@ impl<T, M: Machine> Deref for SpinGuard<'_, T, M> {
     }
 }
 #[allow(unsafe_code)]
-impl<T, M: Machine> DerefMut for SpinGuard<'_, T, M> {
+impl<T, L: RawLock, M: Machine<Lock = L>> DerefMut for SpinGuard<'_, T, L, M> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: this guard's CPU holds the lock, and `&mut self` excludes its other borrows.
         unsafe { &mut *self.lock.value.get() }
     }
 }
 #[allow(unsafe_code)]
-impl<T, M: Machine> Drop for SpinGuard<'_, T, M> {
+impl<T, L: RawLock, M: Machine<Lock = L>> Drop for SpinGuard<'_, T, L, M> {
     fn drop(&mut self) {
         // SAFETY: a guard is made by taking the lock and dropped once.
         unsafe { self.lock.raw.unlock(self.machine) }
