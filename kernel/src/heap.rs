@@ -19,6 +19,8 @@ struct Arena(UnsafeCell<[u8; SIZE]>);
 // SAFETY: the bytes are only reached through the heap that owns them, behind its lock.
 unsafe impl Sync for Arena {}
 
+/// Last in the image: on a machine with too little memory it is the part that is not there.
+#[unsafe(link_section = ".heap")]
 static ARENA: Arena = Arena(UnsafeCell::new([0; SIZE]));
 
 struct KernelHeap(Mutex<Heap>);
@@ -26,10 +28,30 @@ struct KernelHeap(Mutex<Heap>);
 #[global_allocator]
 static HEAP: KernelHeap = KernelHeap(Mutex::new(Heap::empty()));
 
+/// The machine has no memory where the heap lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
 /// Opens the heap. Call once, on the boot CPU, before the first allocation.
-pub fn init() {
+///
+/// # Errors
+/// There is no memory behind the kernel image's addresses: the loader does not check.
+pub fn init() -> Result<(), NoMemory> {
+    const PATTERN: u8 = 0xa5;
+    let start = ARENA.0.get().cast::<u8>();
+    for place in [start, start.wrapping_add(SIZE - 1)] {
+        // SAFETY: both bytes lie in `ARENA`, which nothing uses yet.
+        let remembers = unsafe {
+            place.write_volatile(PATTERN);
+            place.read_volatile() == PATTERN
+        };
+        if !remembers {
+            return Err(NoMemory);
+        }
+    }
     // SAFETY: `ARENA` is static, page-aligned and used for nothing else, and this runs once.
-    unsafe { HEAP.0.lock().init(ARENA.0.get().cast(), SIZE) };
+    unsafe { HEAP.0.lock().init(start, SIZE) };
+    Ok(())
 }
 
 /// Bytes in use.

@@ -5,6 +5,7 @@
 
 use core::fmt::Write;
 
+use arch_x86::time;
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::line::Line;
@@ -26,7 +27,7 @@ impl Log for SerialLog {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let now = now_micros();
+        let now = time::now_micros();
         let mut line = Line::<LINE>::new();
         // `Line` never fails: it cuts.
         let _ = write!(
@@ -60,11 +61,6 @@ pub fn init() {
 /// From now on shows records up to `level`.
 pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
-}
-
-/// Microseconds since boot: nothing counts them yet.
-pub fn now_micros() -> u64 {
-    0
 }
 
 /// The running CPU: only one runs yet.

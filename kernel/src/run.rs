@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::boot;
 use crate::cmdline::{self, Mode, Options};
 use crate::exit::{ExitCode, exit};
 use crate::fw_cfg;
@@ -9,7 +10,8 @@ use crate::harness::{self, Tally};
 use crate::record::Record;
 
 /// Reads the command line, does what it asks for, reports, and turns the machine off.
-pub fn run(boot: &'static str, memory_mib: u64) -> ! {
+pub fn run() -> ! {
+    let boot = boot::info();
     let mut buffer = [0; fw_cfg::MAX_CMDLINE];
     let line = match fw_cfg::cmdline(&mut buffer) {
         Some(Ok(line)) => line,
@@ -22,7 +24,12 @@ pub fn run(boot: &'static str, memory_mib: u64) -> ! {
     };
     crate::log::set_level(options.log);
     let cpus = 1;
-    Record::new("boot").number("cpus", cpus as u64).text("boot", boot).number("memory_mib", memory_mib).emit();
+    Record::new("boot")
+        .number("cpus", cpus as u64)
+        .text("boot", boot.kind)
+        .number("memory_mib", boot.ram_bytes >> 20)
+        .text("build", "split")
+        .emit();
     perform(&options, cpus)
 }
 

@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod interrupts;
 pub mod io_port;
 pub mod ipi;
+pub mod layout;
 pub mod msr;
 pub mod paging;
 pub mod time;
@@ -19,4 +20,4 @@ pub mod time;
 #[path = "64/mod.rs"]
 mod bits;
 
-pub use bits::{backtrace, entry, gdt, idt, percpu, switch, trampoline, user_access};
+pub use bits::{backtrace, entry, gdt, idt, kernel_map, percpu, switch, trampoline, user_access};

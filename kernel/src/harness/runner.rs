@@ -74,7 +74,7 @@ fn run(test: &'static Test, options: &Options, cpus: usize) -> Outcome {
     let context = TestContext::new(test.name, options.seed, cpus);
     let books = Books::open();
     let result = {
-        let _limit = deadline::set(&test.name, crate::log::now_micros(), options.timeout);
+        let _limit = deadline::set(&test.name, arch_x86::time::now_micros(), options.timeout);
         (test.run)(&context)
     };
     match result {

@@ -32,6 +32,6 @@ pub static WORKLOADS: [Workload];
 pub fn run_workload(options: &Options, cpus: usize) -> Option<Tally> {
     let workload = WORKLOADS.iter().find(|workload| workload.name.is(options.workload))?;
     let job = Job { seed: options.seed, rounds: options.rounds, cpus };
-    let _limit = deadline::set(&workload.name, crate::log::now_micros(), options.timeout);
+    let _limit = deadline::set(&workload.name, arch_x86::time::now_micros(), options.timeout);
     Some((workload.run)(&job))
 }

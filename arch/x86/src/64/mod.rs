@@ -4,6 +4,8 @@ pub mod backtrace;
 pub mod entry;
 pub mod gdt;
 pub mod idt;
+pub mod kernel_map;
+pub mod layout;
 pub mod percpu;
 pub mod switch;
 pub mod trampoline;

@@ -1,0 +1,123 @@
+//! What must be true of the booted machine.
+
+use arch_x86::cpu::{self, Features};
+use arch_x86::kernel_map::{self, Mapping};
+use arch_x86::layout::{self, DEVICES, DIRECT_MAP, IMAGE, KERNEL_HALF, STACKS, StackSlot};
+use mm::address::Pfn;
+
+use super::{BOOT_STACK, image, info};
+use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq, ktest_skip};
+
+/// Looks at every mapping of the live tables; names the first that `wrong` picks, and how many there are.
+fn no_mapping(complaint: &str, wrong: impl Fn(&Mapping) -> bool) -> TestResult {
+    let (mut seen, mut found, mut first) = (0, 0, None);
+    kernel_map::active().for_each(&mut |mapping| {
+        seen += 1;
+        if wrong(&mapping) {
+            found += 1;
+            first.get_or_insert(mapping);
+        }
+    });
+    ktest_assert!(seen > 10, "only {seen} mappings were seen");
+    ktest_assert!(found == 0, "{found} mappings are {complaint}; the first: {first:x?}");
+    Ok(())
+}
+
+/// Ends the test on a CPU whose page-table entries cannot forbid execution.
+fn need_no_execute() -> TestResult {
+    if !cpu::features().contains(Features::NO_EXECUTE) {
+        ktest_skip!("this CPU has no no-execute bit");
+    }
+    Ok(())
+}
+
+ktest! {
+    /// No page of the live kernel tables is both writable and executable.
+    fn no_page_is_writable_and_executable(_t: &TestContext) {
+        need_no_execute()?;
+        no_mapping("writable and executable", |mapping| mapping.writable && mapping.executable)?;
+    }
+
+    /// The kernel's tables map nothing in the user half, nothing for ring 3, and nothing outside the named windows.
+    fn only_the_windows_are_mapped(_t: &TestContext) {
+        no_mapping("in the user half", |mapping| !KERNEL_HALF.contains(mapping.start))?;
+        no_mapping("for ring 3", |mapping| mapping.user)?;
+        let windows = [DIRECT_MAP, DEVICES, STACKS, IMAGE];
+        no_mapping("outside the windows", |mapping| !windows.iter().any(|window| window.contains(mapping.start)))?;
+    }
+
+    /// Only the kernel's code is executable, and neither code nor constants can be written through the direct map.
+    fn code_and_constants_are_read_only(_t: &TestContext) {
+        need_no_execute()?;
+        let [code, constants, data] = image();
+        no_mapping("executable", |mapping| {
+            mapping.executable && !(code.start..code.end).contains(&mapping.start)
+        })?;
+        let map = kernel_map::active();
+        for (part, writable) in [(&code, false), (&constants, false), (&data, true)] {
+            for page in (part.start..part.end).step_by(mm::config::PAGE_SIZE) {
+                let Some(mapping) = map.lookup(page) else {
+                    return Err(Stop::failed(format_args!("{page:#x} of the image is not mapped")));
+                };
+                ktest_assert_eq!(mapping.writable, writable);
+                let alias = map.lookup(layout::direct(mapping.frame_of(page)));
+                ktest_assert!(
+                    alias.is_some_and(|alias| alias.writable == writable && !alias.executable),
+                    "{page:#x} has the alias {alias:x?}"
+                );
+            }
+        }
+    }
+
+    /// A stack is mapped, and the whole space between it and its neighbour below is not.
+    fn stacks_stand_above_unmapped_guards(t: &TestContext) {
+        let map = kernel_map::active();
+        let here = (&raw const *t).addr();
+        ktest_assert!(map.lookup(here).is_some_and(|mapping| mapping.writable));
+        for number in 0..StackSlot::COUNT.min(256) {
+            let Some(slot) = StackSlot::new(number) else { continue };
+            let below = slot.bottom() - 1;
+            ktest_assert!(map.lookup(below).is_none(), "the guard of stack {number} is mapped");
+            ktest_assert_eq!(StackSlot::guarding(below), Some(slot));
+            ktest_assert_eq!(StackSlot::guarding(slot.bottom()), None);
+            ktest_assert_eq!(StackSlot::guarding(slot.top() - 1), None);
+            ktest_assert_eq!(StackSlot::guarding(slot.top() - layout::STACK_BYTES - 4096), Some(slot));
+        }
+        for address in [BOOT_STACK.bottom(), BOOT_STACK.top() - 8] {
+            ktest_assert!(map.lookup(address).is_some_and(|mapping| mapping.writable));
+        }
+    }
+
+    /// The direct map shows RAM at its place: a static reads the same through it.
+    fn the_direct_map_shows_ram(_t: &TestContext) {
+        static PATTERN: u64 = 0x1a7c_b0a2_d00d_f00d;
+        let address = (&raw const PATTERN).addr();
+        let Some(mapping) = kernel_map::active().lookup(address) else {
+            return Err(Stop::failed(format_args!("statics are not mapped")));
+        };
+        let alias = layout::direct(mapping.frame_of(address)) + address % mm::config::PAGE_SIZE;
+        // SAFETY: the direct map shows the frame that holds `PATTERN`, which is never written.
+        ktest_assert_eq!(unsafe { (alias as *const u64).read_volatile() }, PATTERN);
+        ktest_assert!(kernel_map::active().lookup(layout::direct(Pfn(60 << 28))).is_none());
+    }
+
+    /// A new top table gets every kernel entry and no other.
+    fn the_kernel_half_is_copied_whole(_t: &TestContext) {
+        use mm::pgtable::{Entry, EntrySlot, Slot64};
+        let table = [const { () }; 512].map(|()| Slot64::new(Entry::NONE));
+        kernel_map::copy_kernel_half(&table);
+        let present = |slot: &&Slot64| slot.load().is_present();
+        ktest_assert_eq!(table[..256].iter().filter(present).count(), 0);
+        for window in [DIRECT_MAP, DEVICES, STACKS, IMAGE] {
+            ktest_assert!(table[window.start >> 39 & 511].load().is_present(), "{window:x?} has no entry");
+        }
+    }
+
+    /// The firmware's account of the machine is plausible: RAM, CPUs, the place of the local APICs.
+    fn the_machine_is_plausible(t: &TestContext) {
+        let info = info();
+        ktest_assert!(info.ram_bytes >= 16 << 20);
+        ktest_assert!(info.cpus.apic_ids.len() >= t.cpus());
+        ktest_assert!(info.cpus.local_apic.is_multiple_of(4096) && info.cpus.local_apic != 0);
+    }
+}
