@@ -5,8 +5,15 @@ pub mod held;
 pub mod parking;
 pub mod rcu;
 pub mod rwlock;
+// `SpinLock` hands out its value.
+#[allow(unsafe_code)]
 pub mod spin;
+// `RawLock::unlock` is unsafe to call.
+#[allow(unsafe_code)]
 pub mod ticket;
+
+#[cfg(all(test, not(loom)))]
+mod testing;
 
 use crate::machine::Machine;
 
@@ -29,7 +36,40 @@ pub enum LockClass {
 }
 
 /// Number of [`LockClass`]es.
-pub const LOCK_CLASSES: usize = 6;
+pub const LOCK_CLASSES: usize = LockClass::ALL.len();
+
+impl LockClass {
+    /// All of them, each at its own index.
+    pub const ALL: &[Self] = &[Self::Pte, Self::Pmd, Self::PageTable, Self::Zone, Self::Slab, Self::Other];
+
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pte => "pte",
+            Self::Pmd => "pmd",
+            Self::PageTable => "page_table",
+            Self::Zone => "zone",
+            Self::Slab => "slab",
+            Self::Other => "other",
+        }
+    }
+
+    fn from_index(index: u8) -> Self {
+        Self::ALL.get(usize::from(index)).copied().unwrap_or(Self::Other)
+    }
+
+    /// What a stuck waiter is said to wait for.
+    const fn waiting(self) -> &'static str {
+        match self {
+            Self::Pte => "the lock of a PTE table",
+            Self::Pmd => "the lock of a PMD table",
+            Self::PageTable => "a page_table_lock",
+            Self::Zone => "the lock of the free lists",
+            Self::Slab => "the lock of a slab cache",
+            Self::Other => "a lock of mm",
+        }
+    }
+}
 
 /// A mutual-exclusion algorithm of one word. Taken with interrupts on (I24): a shootdown may be under way under the lock,
 /// and a waiter that does not take its interrupt would stop it for ever.

@@ -1,11 +1,362 @@
-//! RCU.
+//! Read-copy-update with quiescent-state reports: whoever unhooks a table or a VMA waits until no CPU can still be
+//! reading it.
+//!
+//! A read section costs two stores of the own CPU's nesting count and one look at whether anybody waits. A CPU outside
+//! of a section *reports*: it copies the number of the youngest requested grace period to `reported`. It does so at the
+//! end of a section, in interrupts, at a context switch and on its way into idle. An idle CPU has no sections, so nobody
+//! waits for it.
+//!
+//! Why a grace period with number `n` covers CPU `c` once `c.reported >= n` (C11 orders, checked by `tests/loom_lock.rs`):
+//! - *Sections before the report are over.* The report is a Release after their last load; the waiter's poll acquires it.
+//! - *Sections after the report see the unhooking.* The waiter unhooks, draws `n` (AcqRel), requests it (Release); the
+//!   report acquires the request. If the number it acquires is larger, it was drawn later by another waiter, and that
+//!   draw acquired this waiter's, since all draws are RMWs on one counter. That is why drawing is not relaxed.
+//!
+//! *Idle.* Entering and leaving are RMWs on the CPU's `idle` counter, and the waiter looks at it by an RMW too. Either
+//! leaving comes first, and the waiter sees the CPU busy; or the waiter's RMW comes first, and leaving acquires it and
+//! with it the unhooking. An even value the waiter saw was released after the CPU's last section.
+//!
+//! *Interrupts.* A handler reads the nesting count of the code it interrupted. Both run on one CPU, so program order is
+//! enough, and compiler fences keep the section between its two stores.
 
-/// RCU.
-pub struct RcuCpu;
+use super::atomic::plain::{AtomicU32 as PlainU32, compiler_fence};
+use super::atomic::{AtomicU32, AtomicU64, Ordering};
+use super::parking::STUCK_AFTER;
+use crate::config::NR_CPUS;
+use crate::cpu::CpuSet;
+use crate::machine::Machine;
+use crate::stats::Counter;
+use core::marker::PhantomData;
+
+/// The part of RCU that one CPU owns.
+#[repr(align(64))]
+pub struct RcuCpu {
+    /// Read sections open on this CPU. No other CPU reads it.
+    nesting: PlainU32,
+    /// Number of the youngest grace period that somebody wants this CPU to report. Raised by waiters.
+    requested: AtomicU64,
+    /// The youngest grace period that has no reader on this CPU any more.
+    reported: AtomicU64,
+    /// Even while the CPU is idle or not started; it starts so.
+    idle: AtomicU32,
+}
 
 impl RcuCpu {
-    /// New.
+    /// A CPU that has not started.
     pub fn new() -> Self {
-        Self
+        Self {
+            nesting: PlainU32::new(0),
+            requested: AtomicU64::new(0),
+            reported: AtomicU64::new(0),
+            idle: AtomicU32::new(0),
+        }
+    }
+
+    fn nesting(&self) -> u32 {
+        self.nesting.load(Ordering::Relaxed)
+    }
+
+    /// Says that no section older than this moment is open. Outside of read sections only.
+    fn report(&self) {
+        // Acquire pairs with the Release in `GracePeriod::start`: sections from here on see what was unhooked.
+        let requested = self.requested.load(Ordering::Acquire);
+        if requested > self.reported.load(Ordering::Relaxed) {
+            // Release pairs with the Acquire in `GracePeriod::poll`: sections up to here are over. A maximum, because
+            // an interrupt between the loads and this may already have reported more.
+            self.reported.fetch_max(requested, Ordering::Release);
+        }
+    }
+
+    /// Whether the CPU is idle, and will see all that this CPU did before when it is no longer.
+    fn is_idle(&self) -> bool {
+        let even = |value: u32| value.is_multiple_of(2);
+        // Relaxed: only says whether the RMW is worth its cache line. AcqRel: see the module head.
+        even(self.idle.load(Ordering::Relaxed)) && even(self.idle.fetch_add(0, Ordering::AcqRel))
+    }
+}
+
+impl Default for RcuCpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The source of grace-period numbers. One for all CPUs of a machine: they compare numbers.
+pub struct Rcu {
+    newest: AtomicU64,
+}
+
+impl Rcu {
+    /// No grace period yet.
+    pub fn new() -> Self {
+        Self { newest: AtomicU64::new(0) }
+    }
+}
+
+impl Default for Rcu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An open read section. What it found by loads from shared structures stays allocated until it is dropped.
+#[must_use = "dropping it ends the read section"]
+pub struct RcuRead<M: Machine> {
+    machine: M,
+    /// A section is closed by the CPU that opened it.
+    not_send: PhantomData<*mut ()>,
+}
+
+/// Opens a read section on this CPU. Sections nest; no sleeping and no waiting for a grace period inside.
+pub fn read_lock<M: Machine>(machine: M) -> RcuRead<M> {
+    let rcu = &machine.local().rcu;
+    debug_assert!(!rcu.idle.load(Ordering::Relaxed).is_multiple_of(2), "read section on a CPU that has not left idle");
+    rcu.nesting.store(rcu.nesting() + 1, Ordering::Relaxed);
+    // The section's loads stay behind the store, as seen by a handler on this CPU.
+    compiler_fence(Ordering::SeqCst);
+    RcuRead { machine, not_send: PhantomData }
+}
+
+impl<M: Machine> Drop for RcuRead<M> {
+    fn drop(&mut self) {
+        let rcu = &self.machine.local().rcu;
+        // The section's loads stay before the store, as seen by a handler on this CPU.
+        compiler_fence(Ordering::SeqCst);
+        let nesting = rcu.nesting() - 1;
+        rcu.nesting.store(nesting, Ordering::Relaxed);
+        if nesting == 0 {
+            rcu.report();
+        }
+    }
+}
+
+/// Whether this CPU is in a read section.
+pub fn in_read_section<M: Machine>(machine: M) -> bool {
+    machine.local().rcu.nesting() > 0
+}
+
+/// Reports if this CPU was interrupted outside of a read section. To be called by the handlers of tick, kick and flush.
+pub fn on_interrupt<M: Machine>(machine: M) {
+    let rcu = &machine.local().rcu;
+    if rcu.nesting() == 0 {
+        rcu.report();
+    }
+}
+
+/// Reports from a place that is never inside a read section: a context switch.
+pub fn quiescent<M: Machine>(machine: M) {
+    debug_assert!(!in_read_section(machine), "context switch in a read section");
+    machine.local().rcu.report();
+}
+
+/// From now on this CPU opens no read section, and nobody waits for it.
+pub fn enter_idle<M: Machine>(machine: M) {
+    quiescent(machine);
+    // Release: the waiter that sees the CPU idle comes after its sections.
+    let before = machine.local().rcu.idle.fetch_add(1, Ordering::Release);
+    debug_assert!(!before.is_multiple_of(2), "enters idle twice");
+}
+
+/// From now on this CPU may open read sections. To be called once on every CPU that starts, before anything else of RCU.
+pub fn exit_idle<M: Machine>(machine: M) {
+    // Acquire: what was unhooked by a waiter that found the CPU idle is not found any more.
+    let before = machine.local().rcu.idle.fetch_add(1, Ordering::Acquire);
+    debug_assert!(before.is_multiple_of(2), "leaves idle twice");
+}
+
+/// A wait for every read section that was open when it started. Dropping it is no harm, but proves nothing.
+#[derive(Debug)]
+pub struct GracePeriod {
+    number: u64,
+    remaining: CpuSet,
+}
+
+impl GracePeriod {
+    /// Starts to wait for the readers of what the caller has unhooked.
+    pub fn start<M: Machine>(rcu: &Rcu, machine: M) -> Self {
+        // AcqRel: see the module head.
+        let number = rcu.newest.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut remaining = CpuSet::first(NR_CPUS);
+        if !in_read_section(machine) {
+            remaining = remaining.without(machine.cpu());
+        }
+        // CPUs that have not started are idle. All are asked, not only those online: one that starts just now would be
+        // missed otherwise.
+        for (cpu, local) in machine.cpus().iter() {
+            if !remaining.contains(cpu) {
+                continue;
+            }
+            if local.rcu.is_idle() {
+                remaining = remaining.without(cpu);
+            } else {
+                // Release pairs with the Acquire in `report`.
+                local.rcu.requested.fetch_max(number, Ordering::Release);
+            }
+        }
+        Self { number, remaining }
+    }
+
+    /// Whether all those sections are over.
+    pub fn poll<M: Machine>(&mut self, machine: M) -> bool {
+        for cpu in self.remaining.iter() {
+            let rcu = &machine.cpus().of(cpu).rcu;
+            // Acquire pairs with the Release in `report`.
+            if rcu.reported.load(Ordering::Acquire) >= self.number || rcu.is_idle() {
+                self.remaining = self.remaining.without(cpu);
+            }
+        }
+        self.remaining.is_empty()
+    }
+
+    /// Interrupts the CPUs still waited for: those outside of a section report at once, the others when theirs ends.
+    pub fn expedite<M: Machine>(&self, machine: M) {
+        for cpu in self.remaining.without(machine.cpu()).iter() {
+            machine.kick(cpu);
+        }
+    }
+}
+
+/// Waits until every read section that is open now has ended. With interrupts on, without a lock, outside of a section.
+pub fn synchronize<M: Machine>(rcu: &Rcu, machine: M) {
+    debug_assert!(machine.irqs_enabled(), "waits for a grace period with interrupts off");
+    debug_assert!(machine.local().held.count() == 0, "waits for a grace period under a lock (I25)");
+    debug_assert!(!in_read_section(machine), "waits for its own read section");
+    let rule = machine.waiting_rule();
+    let started = machine.now();
+    let mut grace_period = GracePeriod::start(rcu, machine);
+    let mut polls: u32 = 0;
+    while !grace_period.poll(machine) {
+        // A CPU that waits reads nothing: two that wait must not wait for each other.
+        quiescent(machine);
+        polls = polls.saturating_add(1);
+        if polls == rule.polls.max(1) {
+            grace_period.expedite(machine);
+        }
+        if polls.is_multiple_of(rule.polls_per_pause.max(1)) {
+            machine.pause();
+            if machine.now().saturating_sub(started) > STUCK_AFTER {
+                machine.stuck("a grace period");
+            }
+        }
+    }
+    machine.local().stats.bump(Counter::GracePeriods);
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{GracePeriod, Rcu, enter_idle, exit_idle, on_interrupt, quiescent, read_lock, synchronize};
+    use crate::cpu::CpuId;
+    use crate::machine::Machine;
+    use crate::sync::atomic::{AtomicUsize, Ordering};
+    use crate::sync::testing::TestMachine;
+
+    const READER: CpuId = CpuId(1);
+
+    #[test]
+    fn a_grace_period_waits_for_the_outermost_section() {
+        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
+        let outer = machine.as_cpu(READER, || read_lock(machine));
+        let inner = machine.as_cpu(READER, || read_lock(machine));
+        let mut grace_period = GracePeriod::start(&rcu, machine);
+        machine.as_cpu(READER, || drop(inner));
+        machine.as_cpu(READER, || on_interrupt(machine));
+        assert!(!grace_period.poll(machine));
+        machine.as_cpu(READER, || drop(outer));
+        assert!(grace_period.poll(machine));
+    }
+
+    #[test]
+    fn a_busy_cpu_outside_of_a_section_is_interrupted_and_reports() {
+        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
+        let mut grace_period = GracePeriod::start(&rcu, machine);
+        assert!(!grace_period.poll(machine));
+        grace_period.expedite(machine);
+        assert!(machine.has_pending_kick(READER));
+        machine.as_cpu(READER, || machine.pause());
+        assert!(grace_period.poll(machine));
+    }
+
+    #[test]
+    fn a_context_switch_is_a_report() {
+        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
+        let mut grace_period = GracePeriod::start(&rcu, machine);
+        machine.as_cpu(READER, || quiescent(machine));
+        assert!(grace_period.poll(machine));
+    }
+
+    #[test]
+    fn nobody_waits_for_an_idle_cpu() {
+        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
+        machine.as_cpu(READER, || enter_idle(machine));
+        assert!(GracePeriod::start(&rcu, machine).poll(machine));
+        machine.as_cpu(READER, || exit_idle(machine));
+        let mut grace_period = GracePeriod::start(&rcu, machine);
+        assert!(!grace_period.poll(machine));
+        machine.as_cpu(READER, || enter_idle(machine));
+        assert!(grace_period.poll(machine));
+    }
+
+    #[test]
+    fn a_section_opened_later_is_not_waited_for() {
+        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
+        let mut early = GracePeriod::start(&rcu, machine);
+        machine.as_cpu(READER, || on_interrupt(machine));
+        let section = machine.as_cpu(READER, || read_lock(machine));
+        let mut late = GracePeriod::start(&rcu, machine);
+        assert!(early.poll(machine));
+        assert!(!late.poll(machine));
+        machine.as_cpu(READER, || drop(section));
+        assert!(late.poll(machine));
+    }
+
+    #[test]
+    fn a_grace_period_started_inside_a_section_waits_for_that_section() {
+        let (machine, rcu) = (TestMachine::new(1, 0, 1), Rcu::new());
+        let section = read_lock(machine);
+        let mut grace_period = GracePeriod::start(&rcu, machine);
+        assert!(!grace_period.poll(machine));
+        drop(section);
+        assert!(grace_period.poll(machine));
+    }
+
+    /// CPU 0 replaces the current one of two cells, waits, and writes to the old one, which readers must have left.
+    #[test]
+    fn readers_never_see_what_was_freed() {
+        const FREED: usize = usize::MAX;
+        let (machine, rcu) = (TestMachine::new(4, 0, 10), Rcu::new());
+        let cells = [AtomicUsize::new(0), AtomicUsize::new(FREED)];
+        let (current, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        machine.on_all(|cpu| {
+            if cpu == CpuId(0) {
+                for turn in 1..=300 {
+                    let (old, new) = ((turn - 1) % 2, turn % 2);
+                    cells[new].store(turn, Ordering::Relaxed);
+                    current.store(new, Ordering::Release);
+                    synchronize(&rcu, machine);
+                    cells[old].store(FREED, Ordering::Relaxed);
+                }
+                done.store(1, Ordering::Release);
+            } else {
+                while done.load(Ordering::Acquire) == 0 {
+                    let section = read_lock(machine);
+                    let cell = &cells[current.load(Ordering::Acquire)];
+                    for _ in 0..20 {
+                        assert_ne!(cell.load(Ordering::Relaxed), FREED, "a reader's cell was freed");
+                    }
+                    drop(section);
+                    machine.pause();
+                }
+            }
+            enter_idle(machine);
+        });
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "its own read section")]
+    fn waiting_inside_a_section_is_caught() {
+        let (machine, rcu) = (TestMachine::new(1, 0, 1), Rcu::new());
+        let _section = read_lock(machine);
+        synchronize(&rcu, machine);
     }
 }

@@ -1,1 +1,256 @@
-//! rwlock
+//! `mmap_lock`: the sleeping reader-writer lock of an address space.
+//!
+//! Readers and writers take turns. A waiting writer keeps new readers out; when a writer leaves, all readers that wait at
+//! that moment get in together. So neither side starves the other, and the faults that fall back to this lock get
+//! through a storm of `munmap`s.
+//!
+//! ```text
+//!   63       62    59           40 39           20 19            0
+//! +--------+-------+--------------+---------------+--------------+
+//! | writer | phase | writers wait | readers wait  | readers hold |
+//! +--------+-------+--------------+---------------+--------------+
+//! ```
+//!
+//! A leaving writer turns waiting readers into holding ones and flips the phase: a reader that waits holds the lock as
+//! soon as the phase is no longer the one it began to wait in. It cannot flip twice unseen, because the next writer has
+//! to wait for that reader.
+//!
+//! No wake-up is lost. Every change of the word is an RMW, and a sleeper is counted in it by the RMW that decided to
+//! wait. The RMW that ends its wait comes later in the word's order, so it sees the count and calls `wake`. The sleeper
+//! asks once more inside `block_while`, which excludes `wake`: it sees that RMW and does not sleep, or it sleeps first
+//! and is woken.
+
+use super::atomic::{AtomicU64, Ordering};
+use super::rcu;
+use crate::machine::Machine;
+use core::marker::PhantomData;
+
+const COUNT_BITS: u32 = 20;
+const COUNT: u64 = (1 << COUNT_BITS) - 1;
+const READER: u64 = 1;
+const READERS: u64 = COUNT;
+const WAITING_READER: u64 = 1 << COUNT_BITS;
+const WAITING_WRITER: u64 = 1 << (2 * COUNT_BITS);
+const WAITING_WRITERS: u64 = COUNT << (2 * COUNT_BITS);
+const PHASE: u64 = 1 << 62;
+const WRITER: u64 = 1 << 63;
+
+/// The lock. Threads wait for it by sleeping: never under another lock or in a read section.
+pub struct MmapLock(AtomicU64);
+
+impl MmapLock {
+    /// A free lock.
+    pub fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Takes the lock for reading. Not twice by one thread: a writer that waits in between would stop both.
+    pub fn read<M: Machine>(&self, machine: M) -> MmapReadGuard<'_, M> {
+        assert_may_sleep(machine);
+        let mut word = self.0.load(Ordering::Relaxed);
+        let waited_since = loop {
+            let free = word & (WRITER | WAITING_WRITERS) == 0;
+            let next = word + if free { READER } else { WAITING_READER };
+            // Acquire pairs with the Release of the last writer, directly or through the RMWs since.
+            match self.0.compare_exchange_weak(word, next, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) if free => break None,
+                Ok(_) => break Some(word & PHASE),
+                Err(now) => word = now,
+            }
+        };
+        if let Some(phase) = waited_since {
+            self.sleep_while(machine, |word| word & PHASE == phase);
+        }
+        MmapReadGuard { lock: self, machine, not_send: PhantomData }
+    }
+
+    /// Takes the lock for writing.
+    pub fn write<M: Machine>(&self, machine: M) -> MmapWriteGuard<'_, M> {
+        assert_may_sleep(machine);
+        // Relaxed: taking the lock, below, is what acquires.
+        let mut word = self.0.fetch_add(WAITING_WRITER, Ordering::Relaxed) + WAITING_WRITER;
+        loop {
+            if word & (WRITER | READERS) != 0 {
+                word = self.sleep_while(machine, |word| word & (WRITER | READERS) != 0);
+            }
+            let taken = (word - WAITING_WRITER) | WRITER;
+            // Acquire pairs with the Release of the last writer and of all readers since.
+            match self.0.compare_exchange_weak(word, taken, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return MmapWriteGuard { lock: self, machine, not_send: PhantomData },
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Whether a writer holds the lock.
+    pub fn is_write_locked(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & WRITER != 0
+    }
+
+    /// Sleeps until the word no longer is as `still` describes, and returns it.
+    fn sleep_while<M: Machine>(&self, machine: M, still: impl Fn(u64) -> bool) -> u64 {
+        loop {
+            // Acquire: a reader owns the lock by what it reads here; pairs with the Release in `unlock_write`.
+            let word = self.0.load(Ordering::Acquire);
+            if !still(word) {
+                return word;
+            }
+            machine.block_while(self.key(), &mut || still(self.0.load(Ordering::Acquire)));
+        }
+    }
+
+    fn unlock_read<M: Machine>(&self, machine: M) {
+        let key = self.key();
+        // Release: the next writer comes after what this reader did.
+        let before = self.0.fetch_sub(READER, Ordering::Release);
+        if before & READERS == READER && before & WAITING_WRITERS != 0 {
+            machine.wake(key);
+        }
+    }
+
+    fn unlock_write<M: Machine>(&self, machine: M) {
+        let key = self.key();
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            let readers = word >> COUNT_BITS & COUNT;
+            let mut next = word & !WRITER;
+            if readers > 0 {
+                next = (next - readers * WAITING_READER + readers * READER) ^ PHASE;
+            }
+            // Release: readers and writers from here on come after what this writer did.
+            match self.0.compare_exchange_weak(word, next, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) if readers > 0 || word & WAITING_WRITERS != 0 => return machine.wake(key),
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    fn key(&self) -> usize {
+        (&raw const self.0).addr()
+    }
+}
+
+impl Default for MmapLock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn assert_may_sleep<M: Machine>(machine: M) {
+    debug_assert!(machine.local().held.count() == 0, "mmap_lock is taken under another lock (I25)");
+    debug_assert!(!rcu::in_read_section(machine), "mmap_lock is taken in a read section (I25)");
+}
+
+/// The lock held for reading.
+#[must_use = "dropping the guard gives the lock up"]
+pub struct MmapReadGuard<'a, M: Machine> {
+    lock: &'a MmapLock,
+    machine: M,
+    not_send: PhantomData<*mut ()>,
+}
+
+impl<M: Machine> Drop for MmapReadGuard<'_, M> {
+    fn drop(&mut self) {
+        self.lock.unlock_read(self.machine);
+    }
+}
+
+/// The lock held for writing.
+#[must_use = "dropping the guard gives the lock up"]
+pub struct MmapWriteGuard<'a, M: Machine> {
+    lock: &'a MmapLock,
+    machine: M,
+    not_send: PhantomData<*mut ()>,
+}
+
+impl<M: Machine> Drop for MmapWriteGuard<'_, M> {
+    fn drop(&mut self) {
+        self.lock.unlock_write(self.machine);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{COUNT, COUNT_BITS, MmapLock, READERS, WAITING_WRITERS};
+    use crate::cpu::CpuId;
+    use crate::sync::atomic::{AtomicUsize, Ordering};
+    use crate::sync::testing::TestMachine;
+
+    /// Waits until the word of `lock` is as `wanted` says.
+    fn await_word(lock: &MmapLock, wanted: impl Fn(u64) -> bool) {
+        while !wanted(lock.0.load(Ordering::Relaxed)) {
+            std::thread::yield_now();
+        }
+    }
+
+    fn waiting_readers(word: u64) -> u64 {
+        word >> COUNT_BITS & COUNT
+    }
+
+    #[test]
+    fn a_waiting_writer_stops_new_readers_and_they_get_in_after_it() {
+        let machine = TestMachine::new(4, 0, 1);
+        let (lock, order) = (MmapLock::new(), AtomicUsize::new(0));
+        let first = lock.read(machine);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _writing = lock.write(machine);
+                assert_eq!(order.fetch_add(1, Ordering::Relaxed), 0);
+            });
+            await_word(&lock, |word| word & WAITING_WRITERS != 0);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let _reading = lock.read(machine);
+                    assert_ne!(order.fetch_add(1, Ordering::Relaxed), 0);
+                });
+            }
+            await_word(&lock, |word| waiting_readers(word) == 2);
+            drop(first);
+        });
+        assert_eq!(order.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn readers_that_wait_get_in_before_the_next_writer() {
+        let machine = TestMachine::new(4, 0, 1);
+        let (lock, order) = (MmapLock::new(), AtomicUsize::new(0));
+        let first = lock.write(machine);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _writing = lock.write(machine);
+                assert_eq!(order.fetch_add(1, Ordering::Relaxed), 1);
+            });
+            await_word(&lock, |word| word & WAITING_WRITERS != 0);
+            scope.spawn(|| {
+                let _reading = lock.read(machine);
+                assert_eq!(order.fetch_add(1, Ordering::Relaxed), 0);
+            });
+            await_word(&lock, |word| waiting_readers(word) == 1);
+            drop(first);
+        });
+        assert_eq!(order.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn readers_share_and_writers_exclude_everyone() {
+        const WRITING: usize = 1000;
+        let machine = TestMachine::new(6, 0, 1);
+        let (lock, inside) = (MmapLock::new(), AtomicUsize::new(0));
+        machine.on_all(|cpu| {
+            for _ in 0..500 {
+                if cpu < CpuId(2) {
+                    let _writing = lock.write(machine);
+                    assert_eq!(inside.fetch_add(WRITING, Ordering::Relaxed), 0);
+                    inside.fetch_sub(WRITING, Ordering::Relaxed);
+                } else {
+                    let _reading = lock.read(machine);
+                    assert!(inside.fetch_add(1, Ordering::Relaxed) < WRITING);
+                    inside.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        });
+        assert_eq!(lock.0.load(Ordering::Relaxed) & (READERS | WAITING_WRITERS), 0);
+        assert!(!lock.is_write_locked());
+    }
+}

@@ -1,58 +1,78 @@
-//! A value that only the holder of a lock can reach.
+//! A value behind one of `mm`'s locks, for `mm`'s own structures. Page tables use the bare lock in their descriptor.
 
 use super::{LockClass, RawLock};
 use crate::machine::Machine;
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
-/// A value of `T` under a lock of algorithm `L`.
+/// A `T` that only the holder of the lock reaches.
 pub struct SpinLock<T, L: RawLock> {
-    raw: L,
+    lock: L,
     value: UnsafeCell<T>,
 }
 
-#[allow(unsafe_code)]
-// SAFETY: the value is reached through the guard alone, so by one CPU at a time; sharing the lock moves it at most.
+// SAFETY: the lock lets one CPU at a time reach the value, which thus moves between CPUs: `T: Send`. No two CPUs share
+// it, so `T: Sync` is not needed.
 unsafe impl<T: Send, L: RawLock> Sync for SpinLock<T, L> {}
 
 impl<T, L: RawLock> SpinLock<T, L> {
-    /// A free lock.
+    /// A free lock around `value`.
     pub fn new(value: T) -> Self {
-        Self { raw: L::new(), value: UnsafeCell::new(value) }
+        Self { lock: L::new(), value: UnsafeCell::new(value) }
     }
 
-    /// Takes the lock, waiting by the rule of the machine.
-    pub fn lock<M: Machine<Lock = L>>(&self, machine: M, class: LockClass) -> SpinGuard<'_, T, L, M> {
-        self.raw.lock(machine, class);
-        SpinGuard { lock: self, machine }
+    /// Takes the lock. With interrupts on (I24).
+    pub fn lock<M: Machine>(&self, machine: M, class: LockClass) -> SpinGuard<'_, T, L, M> {
+        self.lock.lock(machine, class);
+        SpinGuard { lock: self, machine, not_send: PhantomData }
+    }
+
+    /// Takes the lock if it is free now.
+    pub fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> Option<SpinGuard<'_, T, L, M>> {
+        let taken = self.lock.try_lock(machine, class);
+        taken.then(|| SpinGuard { lock: self, machine, not_send: PhantomData })
+    }
+
+    /// The bare lock, to ask whether it is held or contended.
+    pub fn raw(&self) -> &L {
+        &self.lock
+    }
+
+    /// The value, when nobody else can reach the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
     }
 }
 
-/// A held [`SpinLock`]; dropping it unlocks.
-pub struct SpinGuard<'a, T, L: RawLock, M: Machine<Lock = L>> {
+/// The held lock; dropping it gives the lock up, on the CPU that took it.
+#[must_use = "dropping the guard gives the lock up"]
+pub struct SpinGuard<'a, T, L: RawLock, M: Machine> {
     lock: &'a SpinLock<T, L>,
     machine: M,
+    /// A lock is given up by the CPU that took it.
+    not_send: PhantomData<*mut ()>,
 }
 
-#[allow(unsafe_code)]
-impl<T, L: RawLock, M: Machine<Lock = L>> Deref for SpinGuard<'_, T, L, M> {
+impl<T, L: RawLock, M: Machine> Deref for SpinGuard<'_, T, L, M> {
     type Target = T;
+
     fn deref(&self) -> &T {
-        // SAFETY: this guard's CPU holds the lock, so nobody writes the value.
+        // SAFETY: this guard exists, so its CPU holds the lock, and `&self` excludes the `&mut` of `deref_mut`.
         unsafe { &*self.lock.value.get() }
     }
 }
-#[allow(unsafe_code)]
-impl<T, L: RawLock, M: Machine<Lock = L>> DerefMut for SpinGuard<'_, T, L, M> {
+
+impl<T, L: RawLock, M: Machine> DerefMut for SpinGuard<'_, T, L, M> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: this guard's CPU holds the lock, and `&mut self` excludes its other borrows.
+        // SAFETY: this guard exists, so its CPU holds the lock, and `&mut self` excludes every other reference.
         unsafe { &mut *self.lock.value.get() }
     }
 }
-#[allow(unsafe_code)]
-impl<T, L: RawLock, M: Machine<Lock = L>> Drop for SpinGuard<'_, T, L, M> {
+
+impl<T, L: RawLock, M: Machine> Drop for SpinGuard<'_, T, L, M> {
     fn drop(&mut self) {
-        // SAFETY: a guard is made by taking the lock and dropped once.
-        unsafe { self.lock.raw.unlock(self.machine) }
+        // SAFETY: the guard was made when this CPU took the lock, cannot leave the CPU, and is dropped once.
+        unsafe { self.lock.lock.unlock(self.machine) }
     }
 }
