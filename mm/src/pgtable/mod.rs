@@ -1,9 +1,24 @@
 //! Page tables: entries, modes, where a table's lock lives, and the helpers that map and lock them.
 
+mod alloc;
 mod entry;
+mod install;
+mod lockptr;
 mod mode;
+mod offset;
 mod ptlock;
+mod remove;
+mod table;
 
+pub use alloc::{
+    OutOfTables, PtlockAllocError, pagetable_dtor, pagetable_pmd_ctor, pagetable_pte_ctor, pagetable_upper_ctor,
+};
+pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
 pub use entry::{Entry, EntrySlot, Protection, Slot64};
+pub use install::{TableError, pmd_alloc, pte_alloc, pte_alloc_map_lock};
+pub use lockptr::{pmd_lock, pmd_lockptr, pte_lockptr, pud_lock};
 pub use mode::{FourLevel, Level, PagingMode, Tiny};
+pub use offset::{PteLocked, PteMap, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock};
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage};
+pub(crate) use remove::{for_each_pte, free_pgtables};
+pub use table::{Slot, Table};

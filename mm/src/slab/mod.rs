@@ -1,4 +1,4 @@
-//! Small-object caches for `mm`'s own types: regions, address spaces, objects, gather batches.
+//! Small-object caches for `mm`'s own types: regions, address spaces, objects.
 //!
 //! Rules: an object lives in a frame of type [`PageType::Slab`] that holds nothing but objects of one cache; a cache's
 //! lists, and the free objects in its frames, belong to whoever holds its lock. No other lock is taken under it. A frame
@@ -32,8 +32,8 @@ pub enum SlabKind {
     AddressSpace = 2,
     /// A memory object.
     Object = 3,
-    /// A batch of what an unmap has gathered.
-    GatherBatch = 4,
+    /// A node of the tree of an object's pages.
+    ObjectNode = 4,
     /// `page->ptl`, where a lock is larger than a word.
     PtlLock = 5,
     /// A top table that is smaller than a frame.

@@ -1,0 +1,292 @@
+//! `mmap`, `munmap`, `mprotect`: changing the set of regions and what the tables say about it.
+//!
+//! Each takes `mmap_lock` for writing and follows one order: allocate what may fail; publish the new regions, which marks
+//! the old ones detached; visit every slot of the range under its lock; flush; free. Until the first publication nothing
+//! has changed, so an error loses nothing.
+
+use super::{Mm, MmapWrite};
+use crate::address::{VirtAddr, VirtRange};
+use crate::deferred::Garbage;
+use crate::gather::MmuGather;
+use crate::machine::Machine;
+use crate::memory::OutOfMemory;
+use crate::object::ObjectRef;
+use crate::pgtable::{PagingMode, Protection, PteLocked, for_each_pte, free_pgtables};
+use crate::vma::{Backing, Removed, SpliceError, Vma, VmaChain};
+use core::ops::ControlFlow;
+
+/// Why the regions could not be changed. Nothing has changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// The range is empty, unaligned, or leaves the user half.
+    BadRange,
+    /// Part of the range is taken.
+    Overlap,
+    /// Part of the range is not mapped.
+    NotMapped,
+    /// The object ends before the region does.
+    BeyondObject,
+    /// No free range is long enough.
+    NoSpace,
+    /// The address space holds as many regions as it can.
+    TooManyRegions,
+    /// No memory for the books.
+    OutOfMemory,
+}
+
+impl From<SpliceError> for MapError {
+    fn from(error: SpliceError) -> Self {
+        match error {
+            SpliceError::OutOfMemory => Self::OutOfMemory,
+            SpliceError::TooManyRegions => Self::TooManyRegions,
+        }
+    }
+}
+
+impl From<OutOfMemory> for MapError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// What to map.
+pub enum Mapping<M: Machine> {
+    /// Private memory that reads as zero until written.
+    Anonymous,
+    /// The pages of an object from `first_page` on, shared with every other mapping of it.
+    Object {
+        /// The object.
+        object: ObjectRef<M>,
+        /// Index of the first page.
+        first_page: u64,
+    },
+}
+
+impl<M: Machine> Mm<M> {
+    /// Maps `mapping` at exactly `range`, which must be free. Takes `mmap_lock`.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].
+    pub fn mmap(&self, range: VirtRange, protection: Protection, mapping: Mapping<M>) -> Result<(), MapError> {
+        let write = self.mmap_lock().write(self.machine());
+        self.insert(&write, range, protection, mapping)
+    }
+
+    /// Maps `mapping` in the lowest free range of `length` bytes at or above `from`, and says where. Takes `mmap_lock`.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].
+    pub fn mmap_anywhere(
+        &self,
+        from: VirtAddr,
+        length: u64,
+        protection: Protection,
+        mapping: Mapping<M>,
+    ) -> Result<VirtRange, MapError> {
+        let write = self.mmap_lock().write(self.machine());
+        let mut start = from.0;
+        let range = loop {
+            let end = start.checked_add(length).ok_or(MapError::NoSpace)?;
+            let range = VirtRange::new(start, end).ok_or(MapError::BadRange)?;
+            if range.end > M::Mode::USER_END {
+                return Err(MapError::NoSpace);
+            }
+            match self.vmas().overlapping(&write, range).last() {
+                Some(taken) => start = taken.range().end.0,
+                None => break range,
+            }
+        };
+        self.insert(&write, range, protection, mapping)?;
+        Ok(range)
+    }
+
+    fn insert(
+        &self,
+        write: &MmapWrite<'_, M>,
+        range: VirtRange,
+        protection: Protection,
+        mapping: Mapping<M>,
+    ) -> Result<(), MapError> {
+        self.check_range(range)?;
+        let backing = match mapping {
+            Mapping::Anonymous => Backing::Anonymous,
+            Mapping::Object { object, first_page } => {
+                if first_page.checked_add(range.pages()).is_none_or(|end| end > object.pages()) {
+                    return Err(MapError::BeyondObject);
+                }
+                Backing::Object { object, first_page }
+            }
+        };
+        if self.vmas().overlapping(write, range).next().is_some() {
+            return Err(MapError::Overlap);
+        }
+        let mut garbage = Garbage::new();
+        let mut new = VmaChain::new();
+        new.push(self.memory(), Vma::new(range, protection, backing))?;
+        self.splice(write, range, new, &mut garbage.removed)?;
+        self.memory().defer(garbage);
+        Ok(())
+    }
+
+    /// Unmaps `range`: every region in it goes, or the part of it that lies inside. When it returns, no CPU translates an
+    /// address of the range (I29). Holes are no error. Takes `mmap_lock`.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`]; only cutting a region needs memory.
+    pub fn munmap(&self, range: VirtRange) -> Result<(), MapError> {
+        self.check_range(range)?;
+        let write = self.mmap_lock().write(self.machine());
+        let mut remnants = VmaChain::new();
+        for vma in self.vmas().overlapping(&write, range) {
+            for part in [before(vma, range), after(vma, range)].into_iter().flatten() {
+                self.push_part(&mut remnants, vma, part, vma.protection())?;
+            }
+        }
+        if self.vmas().overlapping(&write, range).next().is_none() {
+            return Ok(());
+        }
+        let mut removed = Removed::new();
+        self.splice(&write, range, remnants, &mut removed)?;
+
+        let bounds = self.free_space_around(&write, range);
+        let mut gather = MmuGather::new(self);
+        self.zap(&write, range, &mut gather);
+        free_pgtables(self, &write, range, bounds, &mut gather);
+        let mut garbage = gather.finish();
+        garbage.removed = removed;
+        drop(write);
+        self.memory().defer(garbage);
+        Ok(())
+    }
+
+    /// Changes what may be done to `range`, all of which must be mapped. When it returns, no CPU can use a right that was
+    /// taken away. Takes `mmap_lock`.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`].
+    pub fn mprotect(&self, range: VirtRange, protection: Protection) -> Result<(), MapError> {
+        self.check_range(range)?;
+        let write = self.mmap_lock().write(self.machine());
+        let mut new = VmaChain::new();
+        let mut reached = range.start;
+        let built = self.vmas().overlapping(&write, range).try_for_each(|vma| {
+            if vma.range().start > reached {
+                return Err(MapError::NotMapped);
+            }
+            reached = vma.range().end;
+            let inside = vma.range().intersection(&range).ok_or(MapError::BadRange)?;
+            let parts = [
+                before(vma, range).map(|part| (part, vma.protection())),
+                Some((inside, protection)),
+                after(vma, range).map(|part| (part, vma.protection())),
+            ];
+            parts.into_iter().flatten().try_for_each(|(part, protection)| {
+                new.push(self.memory(), vma.part(part, protection)).map_err(MapError::from)
+            })
+        });
+        let built = built.and(if reached < range.end { Err(MapError::NotMapped) } else { Ok(()) });
+        if let Err(error) = built {
+            new.dispose(self.memory());
+            return Err(error);
+        }
+        let mut removed = Removed::new();
+        self.splice(&write, range, new, &mut removed)?;
+
+        let mut gather = MmuGather::new(self);
+        for_each_pte(self, &write, range, |address, pte| {
+            if pte.load().is_present() {
+                let (old, new) = pte.update(|entry| entry.with_protection(protection));
+                // A right that is only added needs no flush: whoever misses it takes one spurious fault (spec 7.5).
+                if (old.is_writable() && !new.is_writable()) || (old.is_executable() && !new.is_executable()) {
+                    gather.widen(address);
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        let mut garbage = gather.finish();
+        garbage.removed = removed;
+        drop(write);
+        self.memory().defer(garbage);
+        Ok(())
+    }
+
+    fn check_range(&self, range: VirtRange) -> Result<(), MapError> {
+        let valid = VirtRange::new(range.start.0, range.end.0).is_some_and(|range| range.end <= M::Mode::USER_END);
+        if valid { Ok(()) } else { Err(MapError::BadRange) }
+    }
+
+    fn push_part(
+        &self,
+        chain: &mut VmaChain<M>,
+        vma: &Vma<M>,
+        part: VirtRange,
+        protection: Protection,
+    ) -> Result<(), MapError> {
+        chain.push(self.memory(), vma.part(part, protection)).map_err(|error| {
+            chain.dispose(self.memory());
+            error.into()
+        })
+    }
+
+    /// Publishes `new` in place of what overlaps `span`; without memory `new` is given back.
+    fn splice(
+        &self,
+        write: &MmapWrite<'_, M>,
+        span: VirtRange,
+        mut new: VmaChain<M>,
+        removed: &mut Removed<M>,
+    ) -> Result<(), MapError> {
+        self.vmas().splice(self.memory(), write, span, &mut new, removed).map_err(|error| {
+            new.dispose(self.memory());
+            error.into()
+        })
+    }
+
+    /// The range between the nearest regions on both sides of `range`, which is free itself.
+    fn free_space_around(&self, write: &MmapWrite<'_, M>, range: VirtRange) -> VirtRange {
+        let end = self.vmas().first_ending_above(write, range.start).map_or(M::Mode::USER_END, |vma| vma.range().start);
+        VirtRange { start: self.vmas().floor(write, range.start), end }
+    }
+
+    /// Clears every entry of `range` (`unmap_page_range`), flushing early whenever the gather is full.
+    fn zap(&self, write: &MmapWrite<'_, M>, range: VirtRange, gather: &mut MmuGather<'_, M>) {
+        let mut next = Some(range);
+        while let Some(rest) = next {
+            let end = for_each_pte(self, write, rest, |address, pte| {
+                if zap_pte(self, pte, address, gather) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            next = VirtRange::new(end.0, range.end.0);
+            if next.is_some() {
+                gather.flush();
+            }
+        }
+    }
+}
+
+/// Clears one entry; its page belongs to the gather then. True when the gather is full.
+fn zap_pte<M: Machine>(mm: &Mm<M>, pte: &PteLocked<'_, M>, address: VirtAddr, gather: &mut MmuGather<'_, M>) -> bool {
+    if pte.load().is_none() {
+        return false;
+    }
+    let entry = pte.clear();
+    if entry.is_special() {
+        gather.widen(address);
+        return false;
+    }
+    mm.memory().memmap().page(entry.pfn()).unmap();
+    gather.remove_page(entry.pfn(), address)
+}
+
+/// The part of `vma` below `range`.
+fn before<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
+    VirtRange::new(vma.range().start.0, range.start.0.min(vma.range().end.0))
+}
+
+/// The part of `vma` above `range`.
+fn after<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
+    VirtRange::new(range.end.0.max(vma.range().start.0), vma.range().end.0)
+}

@@ -1,0 +1,200 @@
+//! `mm_struct`: one address space, its reference, and what hangs off it.
+//!
+//! Rule: the fields a fault reads lie on lines that no fault writes; the lock of the upper tables, the mask of CPUs and
+//! `mmap_lock` each have a line of their own.
+#![allow(unsafe_code)]
+
+mod map;
+
+pub use map::{MapError, Mapping};
+
+use crate::address::{Pfn, VirtAddr};
+use crate::machine::Machine;
+use crate::memory::{Memory, OutOfMemory};
+use crate::pgtable::{PageTableLock, PagingMode, pgd_alloc, pgd_free};
+use crate::slab::SlabKind;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::rwlock::{MmapLock, MmapWriteGuard};
+use crate::tlb::{self, MmTlb};
+use crate::vma::VmaTree;
+use core::ptr::NonNull;
+
+/// Proof that `mmap_lock` of some address space is held for writing.
+pub type MmapWrite<'m, M> = MmapWriteGuard<'m, M>;
+
+/// Keeps its contents on cache lines of their own.
+#[repr(align(64))]
+struct OwnLine<T>(T);
+
+/// An address space. Reached through [`MmRef`].
+pub struct Mm<M: Machine> {
+    memory: &'static Memory<M>,
+    pgd: Pfn,
+    vmas: VmaTree<M>,
+    mmap_lock: OwnLine<MmapLock>,
+    page_table_lock: OwnLine<PageTableLock<M::Lock>>,
+    tlb: MmTlb,
+    counts: OwnLine<Counts>,
+}
+
+struct Counts {
+    /// Bytes of linked tables, the top one not counted (spec 3.2).
+    pgtables_bytes: AtomicU64,
+    references: AtomicU32,
+}
+
+impl<M: Machine> Mm<M> {
+    /// An address space with no region (`mm_alloc`, `pgd_alloc`).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`]; whatever had been taken is given back.
+    pub fn create(memory: &'static Memory<M>) -> Result<MmRef<M>, OutOfMemory> {
+        let pgd = pgd_alloc(memory).map_err(|_| OutOfMemory)?;
+        let mm = Self {
+            memory,
+            pgd: pgd.pfn(),
+            vmas: VmaTree::new(),
+            mmap_lock: OwnLine(MmapLock::new()),
+            page_table_lock: OwnLine(PageTableLock::new()),
+            tlb: MmTlb::new(memory.next_mm_id()),
+            counts: OwnLine(Counts { pgtables_bytes: AtomicU64::new(0), references: AtomicU32::new(1) }),
+        };
+        match memory.alloc_value(SlabKind::AddressSpace, mm) {
+            Ok(mm) => {
+                pgd.into_pfn();
+                Ok(MmRef(mm))
+            }
+            Err((error, _)) => Err(error),
+        }
+    }
+
+    /// The memory it lives in.
+    pub fn memory(&self) -> &'static Memory<M> {
+        self.memory
+    }
+
+    /// The machine it runs on.
+    pub fn machine(&self) -> M {
+        self.memory.machine()
+    }
+
+    /// Frame of the top table.
+    pub fn pgd(&self) -> Pfn {
+        self.pgd
+    }
+
+    pub(crate) fn vmas(&self) -> &VmaTree<M> {
+        &self.vmas
+    }
+
+    /// The sleeping lock of the set of regions: writers change it, and a fault that keeps losing races reads under it.
+    pub fn mmap_lock(&self) -> &MmapLock {
+        &self.mmap_lock.0
+    }
+
+    /// `mm->page_table_lock`: of every table that has no lock of its own.
+    pub(crate) fn page_table_lock(&self) -> &PageTableLock<M::Lock> {
+        &self.page_table_lock.0
+    }
+
+    /// Who has it loaded.
+    pub fn tlb(&self) -> &MmTlb {
+        &self.tlb
+    }
+
+    pub(crate) fn pgtables_bytes(&self) -> &AtomicU64 {
+        &self.counts.0.pgtables_bytes
+    }
+
+    /// Bytes of linked tables below the top one (I7).
+    pub fn linked_table_bytes(&self) -> u64 {
+        self.pgtables_bytes().load(Ordering::Relaxed)
+    }
+}
+
+/// A reference to an address space. With the last one its regions, tables and itself go.
+pub struct MmRef<M: Machine>(NonNull<Mm<M>>);
+
+// SAFETY: an address space may be used from any CPU; each of its parts says how.
+unsafe impl<M: Machine> Send for MmRef<M> {}
+// SAFETY: as above.
+unsafe impl<M: Machine> Sync for MmRef<M> {}
+
+impl<M: Machine> core::ops::Deref for MmRef<M> {
+    type Target = Mm<M>;
+
+    fn deref(&self) -> &Mm<M> {
+        // SAFETY: the reference keeps the address space.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<M: Machine> Clone for MmRef<M> {
+    fn clone(&self) -> Self {
+        // Relaxed: the existing reference keeps the address space.
+        self.counts.0.references.fetch_add(1, Ordering::Relaxed);
+        Self(self.0)
+    }
+}
+
+impl<M: Machine> Drop for MmRef<M> {
+    fn drop(&mut self) {
+        // Release: this holder's uses come before the end; pairs with the fence of the last.
+        if self.counts.0.references.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        let memory = self.memory;
+        assert!(self.tlb.cpus().is_empty(), "an address space dies while a CPU has it loaded (I36)");
+        self.exit_mmap();
+        debug_assert_eq!(self.linked_table_bytes(), 0, "page tables left behind (I6)");
+        pgd_free(memory, self.pgd);
+        // SAFETY: allocated by `create`; this was the last reference.
+        unsafe { memory.free_value(SlabKind::AddressSpace, self.0) };
+    }
+}
+
+/// The address space a CPU has loaded, or none: the kernel's own. A CPU that runs a thread of an address space holds one.
+pub struct LoadedMm<M: Machine> {
+    machine: M,
+    mm: Option<MmRef<M>>,
+    /// Belongs to the CPU it was made on.
+    _not_send: core::marker::PhantomData<*const ()>,
+}
+
+impl<M: Machine> LoadedMm<M> {
+    /// Of the current CPU, which has the kernel's own table loaded.
+    pub fn none(machine: M) -> Self {
+        Self { machine, mm: None, _not_send: core::marker::PhantomData }
+    }
+
+    /// Loads `mm` on the current CPU; `None` loads the kernel's own table, and nobody will send this CPU a flush.
+    pub fn switch_to(&mut self, mm: Option<MmRef<M>>) {
+        tlb::switch(self.machine, self.mm.as_deref(), mm.as_deref());
+        self.mm = mm;
+    }
+
+    /// What is loaded.
+    pub fn get(&self) -> Option<&MmRef<M>> {
+        self.mm.as_ref()
+    }
+}
+
+impl<M: Machine> Drop for LoadedMm<M> {
+    fn drop(&mut self) {
+        if self.mm.is_some() {
+            self.switch_to(None);
+        }
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// Removes everything; nobody else has the address space (`exit_mmap`).
+    fn exit_mmap(&self) {
+        let everything = crate::address::VirtRange { start: VirtAddr(0), end: M::Mode::USER_END };
+        // Removing whole regions allocates nothing, so it cannot fail.
+        let removed = self.munmap(everything);
+        debug_assert!(removed.is_ok());
+    }
+}

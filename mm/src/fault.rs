@@ -1,0 +1,285 @@
+//! `handle_mm_fault`: one page fault of the user half, from the address to the installed entry.
+//!
+//! The whole attempt is one RCU read section, so region, tables and tree nodes stay. Rules kept:
+//! - before every store, under the lock of the slot stored to, the region's detached mark and the entry seen before are
+//!   checked (R2, R3, and the rule of `vma`);
+//! - memory is allocated and zeroed before the lock is taken (I25); a lost race gives it back and is a success, never out
+//!   of memory (spec 1.4);
+//! - a fault on a present table takes one lock of any kind, the PTE table's, if its page exists or the CPU's reserve holds
+//!   a frame, and writes no line of the address space or the region.
+
+use crate::address::{Pfn, VirtAddr, VirtRange};
+use crate::address_space::Mm;
+use crate::config::PAGE_SIZE;
+use crate::frame::OutOfFrames;
+use crate::machine::Machine;
+use crate::object::ObjectError;
+use crate::pgtable::{Entry, Slot, TableError, pmd_alloc, pte_alloc, pte_offset_map, pte_offset_map_lock};
+use crate::stats::Counter;
+use crate::sync::rcu::{self, RcuRead};
+use crate::tlb;
+use crate::vma::{Access, Backing, Vma};
+
+/// How a fault was resolved. The access is repeated in every case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resolution {
+    /// The zero page now shows there.
+    ZeroPage,
+    /// A fresh frame now shows there.
+    AnonymousPage,
+    /// A fresh frame replaced the zero page.
+    ZeroPageReplaced,
+    /// A page of the object now shows there.
+    ObjectPage,
+    /// The entry has got a right that its region grants.
+    Upgraded,
+    /// The entry allowed the access already: another CPU was faster, or this CPU's TLB was behind.
+    Spurious,
+    /// The entry or the region changed meanwhile; nothing was done.
+    Raced,
+}
+
+/// Why the access cannot succeed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultError {
+    /// No region there.
+    NotMapped,
+    /// The region forbids it.
+    Forbidden,
+    /// The object has no such page.
+    BeyondObject,
+    /// No memory, even after all reserves were drained and all waiting memory freed.
+    OutOfMemory,
+}
+
+/// Why one attempt came to nothing.
+enum Setback {
+    Final(FaultError),
+    /// The region was replaced under the attempt.
+    Raced,
+    OutOfFrames,
+}
+
+impl From<FaultError> for Setback {
+    fn from(error: FaultError) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl From<TableError> for Setback {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::OutOfTables => Self::OutOfFrames,
+            TableError::Raced => Self::Raced,
+        }
+    }
+}
+
+impl From<ObjectError> for Setback {
+    fn from(error: ObjectError) -> Self {
+        match error {
+            ObjectError::OutOfMemory => Self::OutOfFrames,
+            ObjectError::BeyondEnd => Self::Final(FaultError::BeyondObject),
+        }
+    }
+}
+
+impl From<OutOfFrames> for Setback {
+    fn from(_: OutOfFrames) -> Self {
+        Self::OutOfFrames
+    }
+}
+
+/// Attempts without `mmap_lock` before a fault that keeps losing its region takes it.
+const LOCKLESS_ATTEMPTS: u32 = 2;
+
+/// Resolves a fault at `address`, an address of the user half. Interrupts are on; no lock and no read section is held.
+///
+/// # Errors
+///
+/// See [`FaultError`].
+pub fn handle_mm_fault<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<Resolution, FaultError> {
+    let machine = mm.machine();
+    let stats = &machine.local().stats;
+    let mut reclaimed = false;
+    let mut raced = 0;
+    loop {
+        let attempt = if raced < LOCKLESS_ATTEMPTS {
+            attempt(mm, address, access)
+        } else {
+            // No region is replaced under this lock, so what is left to lose against is another fault's progress.
+            stats.bump(Counter::MmapLockFault);
+            let _read = mm.mmap_lock().read(machine);
+            attempt(mm, address, access)
+        };
+        match attempt {
+            Ok(resolution) => {
+                stats.bump(counter_of(resolution));
+                return Ok(resolution);
+            }
+            Err(Setback::Final(error)) => {
+                stats.bump(Counter::FailedFault);
+                return Err(error);
+            }
+            Err(Setback::Raced) if raced < LOCKLESS_ATTEMPTS => raced += 1,
+            Err(Setback::Raced) => {
+                stats.bump(counter_of(Resolution::Raced));
+                return Ok(Resolution::Raced);
+            }
+            Err(Setback::OutOfFrames) if !reclaimed => {
+                mm.memory().reclaim();
+                reclaimed = true;
+            }
+            Err(Setback::OutOfFrames) => {
+                stats.bump(Counter::FailedFault);
+                return Err(FaultError::OutOfMemory);
+            }
+        }
+    }
+}
+
+fn counter_of(resolution: Resolution) -> Counter {
+    match resolution {
+        Resolution::ZeroPage => Counter::AnonymousRead,
+        Resolution::AnonymousPage => Counter::AnonymousWrite,
+        Resolution::ZeroPageReplaced => Counter::ZeroPageUpgrade,
+        Resolution::ObjectPage => Counter::ObjectFault,
+        Resolution::Upgraded | Resolution::Spurious => Counter::SpuriousFault,
+        Resolution::Raced => Counter::RacedFault,
+    }
+}
+
+/// One fault under way: what the leaves need.
+struct Fault<'f, M: Machine> {
+    mm: &'f Mm<M>,
+    vma: &'f Vma<M>,
+    pmd: Slot<'f, M>,
+    address: VirtAddr,
+    access: Access,
+}
+
+fn attempt<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<Resolution, Setback> {
+    let rcu: RcuRead<M> = rcu::read_lock(mm.machine());
+    let vma = mm.vmas().lookup(&rcu, address).ok_or(FaultError::NotMapped)?;
+    if !vma.allows(access) {
+        // A region that has just been replaced may have been replaced by one that allows it.
+        return Err(if vma.is_detached() { Setback::Raced } else { FaultError::Forbidden.into() });
+    }
+    let pmd_table = pmd_alloc(mm, &rcu, vma, address)?;
+    let fault = Fault { mm, vma, pmd: pmd_table.slot(address), address: address.page(), access };
+    let seen = match pte_offset_map(mm, fault.pmd, fault.address) {
+        Some(pte) => pte.load(),
+        None => {
+            pte_alloc(mm, fault.pmd, vma)?;
+            Entry::NONE
+        }
+    };
+    if seen.is_none() {
+        fault.missing()
+    } else if seen.allows(access == Access::Write, access == Access::Execute) {
+        Ok(Resolution::Spurious)
+    } else if seen.is_special() && access == Access::Write {
+        fault.replace_zero_page(seen)
+    } else {
+        fault.upgrade(seen)
+    }
+}
+
+impl<M: Machine> Fault<'_, M> {
+    /// Nothing is there yet (`do_anonymous_page`, `do_fault`).
+    fn missing(&self) -> Result<Resolution, Setback> {
+        let protection = self.vma.protection();
+        match self.vma.backing() {
+            Backing::Anonymous if self.access == Access::Write => {
+                let fresh = FreshFrame::allocate(self.mm)?;
+                self.install(Entry::page(fresh.pfn, protection), Resolution::AnonymousPage, || fresh.keep())
+            }
+            Backing::Anonymous => {
+                let entry = Entry::zero_page(self.mm.memory().zero_page(), protection);
+                self.install(entry, Resolution::ZeroPage, || ())
+            }
+            Backing::Object { object, first_page } => {
+                let pfn = object.page(first_page + self.vma.page_of(self.address))?;
+                let page = self.mm.memory().memmap().page(pfn);
+                self.install(Entry::page(pfn, protection), Resolution::ObjectPage, || {
+                    page.get();
+                    page.map();
+                })
+            }
+        }
+    }
+
+    /// Stores `entry` where none was seen; `count` books it, under the lock.
+    fn install(&self, entry: Entry, resolution: Resolution, count: impl FnOnce()) -> Result<Resolution, Setback> {
+        let pte = pte_offset_map_lock(self.mm, self.pmd, self.address).ok_or(Setback::Raced)?;
+        if self.vma.is_detached() {
+            return Err(Setback::Raced);
+        }
+        if !pte.load().is_none() {
+            return Ok(Resolution::Raced);
+        }
+        count();
+        pte.set(entry);
+        Ok(resolution)
+    }
+
+    /// A store to the zero page of an anonymous region (`do_wp_page`): the old entry goes from every TLB before the new one
+    /// shows, so that no two CPUs see different pages (spec 7.3).
+    fn replace_zero_page(&self, seen: Entry) -> Result<Resolution, Setback> {
+        let fresh = FreshFrame::allocate(self.mm)?;
+        let pte = pte_offset_map_lock(self.mm, self.pmd, self.address).ok_or(Setback::Raced)?;
+        if self.vma.is_detached() {
+            return Err(Setback::Raced);
+        }
+        if pte.load() != seen {
+            return Ok(Resolution::Raced);
+        }
+        pte.clear();
+        let page = VirtRange { start: self.address, end: VirtAddr(self.address.0 + PAGE_SIZE as u64) };
+        tlb::flush_range(self.mm, page);
+        let entry = Entry::page(fresh.pfn, self.vma.protection());
+        fresh.keep();
+        pte.set(entry);
+        Ok(Resolution::ZeroPageReplaced)
+    }
+
+    /// The page may be used so, only its entry does not say so yet. No flush: a right that is added needs none.
+    fn upgrade(&self, seen: Entry) -> Result<Resolution, Setback> {
+        let pte = pte_offset_map_lock(self.mm, self.pmd, self.address).ok_or(Setback::Raced)?;
+        if self.vma.is_detached() {
+            return Err(Setback::Raced);
+        }
+        let current = pte.load();
+        if current.pfn() != seen.pfn() || !current.is_present() {
+            return Ok(Resolution::Raced);
+        }
+        let write = self.access == Access::Write;
+        pte.update(|entry| entry.with_protection(self.vma.protection()).touched(write));
+        Ok(Resolution::Upgraded)
+    }
+}
+
+/// A zeroed frame nobody else knows; goes back unless it is kept.
+struct FreshFrame<'f, M: Machine> {
+    mm: &'f Mm<M>,
+    pfn: Pfn,
+}
+
+impl<'f, M: Machine> FreshFrame<'f, M> {
+    fn allocate(mm: &'f Mm<M>) -> Result<Self, OutOfFrames> {
+        let pfn = mm.memory().frames().alloc_zeroed(mm.machine())?;
+        Ok(Self { mm, pfn })
+    }
+
+    /// The frame's one reference goes to the entry about to map it.
+    fn keep(self) {
+        self.mm.memory().memmap().page(self.pfn).map();
+        core::mem::forget(self);
+    }
+}
+
+impl<M: Machine> Drop for FreshFrame<'_, M> {
+    fn drop(&mut self) {
+        self.mm.memory().frames().free(self.mm.machine(), self.pfn);
+    }
+}

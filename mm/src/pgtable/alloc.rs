@@ -1,0 +1,168 @@
+//! Making and destroying tables: frame, constructor, publication; destructor and frame together (spec 3).
+//!
+//! Rules kept: a constructor that fails changes nothing and its frame is freed without a destructor; one destructor per
+//! successful constructor (I4); a table that owns a lock is a whole frame of the frame allocator, never a slab object (I8).
+
+use super::{Entry, Level, PagingMode, Table};
+use crate::address::Pfn;
+use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
+use crate::frame::{OutOfFrames, Site};
+use crate::machine::{FrameUse, Machine};
+use crate::memory::Memory;
+use crate::page::{Page, PageType};
+use crate::stats::Counter;
+
+/// Why a constructor refused: no memory for the table's lock (or an injected failure that stands for it).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PtlockAllocError;
+
+/// Constructs a PTE table in fresh frame `pfn`: its lock, its type, the count of page tables.
+///
+/// # Errors
+///
+/// [`PtlockAllocError`], with nothing changed.
+pub fn pagetable_pte_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
+    construct(memory, pfn, USE_SPLIT_PTE_PTLOCKS)
+}
+
+/// Constructs a PMD table in fresh frame `pfn`.
+///
+/// # Errors
+///
+/// [`PtlockAllocError`], with nothing changed.
+pub fn pagetable_pmd_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
+    construct(memory, pfn, USE_SPLIT_PMD_PTLOCKS)
+}
+
+/// Constructs a table above the PMD level, which has no lock of its own and so cannot fail.
+pub fn pagetable_upper_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+    account(memory, pfn);
+}
+
+/// Destroys the table in `pfn`, of whatever level: unlinked, flushed, and past its grace period, or never published.
+pub fn pagetable_dtor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+    let page = memory.memmap().page(pfn);
+    assert_eq!(page.page_type(), PageType::Table, "destructor of {pfn:?}, which is no table (I4)");
+    if page.ptl.is_live() {
+        page.ptl.retire();
+    }
+    page.set_state(PageType::Data, 0, 0);
+    memory.machine().local().stats.bump(Counter::TablesFreed);
+}
+
+/// [`pagetable_dtor`], then the frame.
+pub(crate) fn pagetable_dtor_free<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+    pagetable_dtor(memory, pfn);
+    memory.frames().free(memory.machine(), pfn);
+}
+
+fn construct<M: Machine>(memory: &Memory<M>, pfn: Pfn, has_lock: bool) -> Result<(), PtlockAllocError> {
+    if has_lock {
+        if memory.machine().local().injection.should_fail(Site::PtlLock) {
+            return Err(PtlockAllocError);
+        }
+        memory.memmap().page(pfn).ptl.init();
+    }
+    account(memory, pfn);
+    Ok(())
+}
+
+fn account<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+    let page: &Page<M::Lock> = memory.memmap().page(pfn);
+    assert_eq!(page.page_type(), PageType::Data, "constructor of {pfn:?}, which is in use (I8)");
+    page.set_state(PageType::Table, 0, 0);
+    memory.machine().note_frame(pfn, FrameUse::Table);
+    memory.machine().local().stats.bump(Counter::TablesAllocated);
+}
+
+/// No frame, or no lock, for a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfTables;
+
+impl From<OutOfFrames> for OutOfTables {
+    fn from(_: OutOfFrames) -> Self {
+        Self
+    }
+}
+
+impl From<PtlockAllocError> for OutOfTables {
+    fn from(_: PtlockAllocError) -> Self {
+        Self
+    }
+}
+
+/// A constructed table nobody else can reach. Publishing consumes it; dropping it instead destroys it at once, which is
+/// legal because it was never published (spec 3.4).
+pub struct UnpublishedTable<'m, M: Machine> {
+    memory: &'m Memory<M>,
+    pfn: Pfn,
+    level: Level,
+}
+
+impl<'m, M: Machine> UnpublishedTable<'m, M> {
+    /// Allocates a zeroed frame and constructs a table of `level` in it.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfTables`]; whatever had been taken is given back.
+    pub(crate) fn allocate(memory: &'m Memory<M>, level: Level) -> Result<Self, OutOfTables> {
+        let pfn = memory.frames().alloc_zeroed(memory.machine())?;
+        let constructed = match level {
+            Level::Pte => pagetable_pte_ctor(memory, pfn),
+            Level::Pmd => pagetable_pmd_ctor(memory, pfn),
+            _ => {
+                pagetable_upper_ctor(memory, pfn);
+                Ok(())
+            }
+        };
+        if let Err(error) = constructed {
+            memory.frames().free(memory.machine(), pfn);
+            return Err(error.into());
+        }
+        Ok(Self { memory, pfn, level })
+    }
+
+    /// The level it was constructed for.
+    pub(super) fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The frame of the table.
+    pub(crate) fn pfn(&self) -> Pfn {
+        self.pfn
+    }
+
+    /// Gives the table to whoever stores the returned entry.
+    pub(super) fn into_entry(self) -> Entry {
+        Entry::table(self.into_pfn())
+    }
+
+    /// Gives the table to an owner that frees it by [`pagetable_dtor_free`].
+    pub(crate) fn into_pfn(self) -> Pfn {
+        let pfn = self.pfn;
+        core::mem::forget(self);
+        pfn
+    }
+}
+
+/// Makes the top table of a new address space, with the kernel's entries in it.
+///
+/// # Errors
+///
+/// [`OutOfTables`]; whatever had been taken is given back.
+pub(crate) fn pgd_alloc<M: Machine>(memory: &Memory<M>) -> Result<UnpublishedTable<'_, M>, OutOfTables> {
+    let pgd = UnpublishedTable::allocate(memory, M::Mode::TOP)?;
+    memory.machine().fill_kernel_entries(Table::map_private(memory, pgd.pfn, pgd.level).slots());
+    Ok(pgd)
+}
+
+/// Frees the top table of an address space that no CPU has loaded and nobody refers to any more (I36).
+pub(crate) fn pgd_free<M: Machine>(memory: &Memory<M>, pgd: Pfn) {
+    pagetable_dtor_free(memory, pgd);
+}
+
+impl<M: Machine> Drop for UnpublishedTable<'_, M> {
+    fn drop(&mut self) {
+        pagetable_dtor_free(self.memory, self.pfn);
+    }
+}

@@ -1,0 +1,105 @@
+//! Allocating and publishing missing tables on the way to a PTE (spec 7.4).
+//!
+//! Rules kept: a table is constructed before its entry is visible (I3: release store here, acquire load in the walk). Both
+//! "still none" and "the region is still there" are checked under the lock of the slot, at every level, before the store
+//! (I15, R1, and the design's rule for lockless region lookup). The loser of a race destroys its spare.
+
+use super::alloc::{OutOfTables, UnpublishedTable};
+use super::lockptr::lock_table_of;
+use super::{Entry, EntrySlot, Level, PagingMode, Slot, Table};
+use crate::address::VirtAddr;
+use crate::address_space::Mm;
+use crate::config::PAGE_SIZE;
+use crate::machine::Machine;
+use crate::sync::atomic::Ordering;
+use crate::sync::rcu::RcuRead;
+use crate::vma::Vma;
+
+/// Why a table could not be provided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableError {
+    /// No frame or lock for it.
+    OutOfTables,
+    /// The region went away meanwhile, or the slot holds something that is not a table: look the region up again.
+    Raced,
+}
+
+impl From<OutOfTables> for TableError {
+    fn from(_: OutOfTables) -> Self {
+        Self::OutOfTables
+    }
+}
+
+/// Walks to the PMD table for `address`, making the tables above it as needed. Takes `page_table_lock` for each it makes.
+///
+/// # Errors
+///
+/// See [`TableError`].
+pub fn pmd_alloc<'r, M: Machine>(
+    mm: &'r Mm<M>,
+    rcu: &'r RcuRead<M>,
+    vma: &Vma<M>,
+    address: VirtAddr,
+) -> Result<Table<'r, M>, TableError> {
+    let mut table = Table::top(mm);
+    while let Some(below) = M::Mode::below(table.level()).filter(|_| table.level() != Level::Pmd) {
+        let slot = table.slot(address);
+        let mut entry = slot.load();
+        if entry.is_none() {
+            entry = install(mm, slot, below, vma)?;
+        }
+        if !entry.is_table() {
+            return Err(TableError::Raced);
+        }
+        table = Table::map(mm.memory(), rcu, entry.pfn(), below);
+    }
+    Ok(table)
+}
+
+/// Makes the PTE table below `pmd` if there is none (`pte_alloc`). Takes the PMD lock if it does.
+///
+/// # Errors
+///
+/// See [`TableError`].
+pub fn pte_alloc<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, vma: &Vma<M>) -> Result<(), TableError> {
+    if pmd.load().is_none() {
+        install(mm, pmd, Level::Pte, vma)?;
+    }
+    Ok(())
+}
+
+/// [`pte_alloc`], then `pte_offset_map_lock`.
+///
+/// # Errors
+///
+/// See [`TableError`]: out of memory and a lost race are told apart (spec 1.4).
+pub fn pte_alloc_map_lock<'m, M: Machine>(
+    mm: &'m Mm<M>,
+    pmd: Slot<'_, M>,
+    vma: &Vma<M>,
+    address: VirtAddr,
+) -> Result<super::PteLocked<'m, M>, TableError> {
+    pte_alloc(mm, pmd, vma)?;
+    super::pte_offset_map_lock(mm, pmd, address).ok_or(TableError::Raced)
+}
+
+/// Fills `slot` with a new table of `level` unless somebody else has (`pmd_install`, `pud_populate`); returns the entry
+/// that is there then.
+fn install<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>) -> Result<Entry, TableError> {
+    let spare = UnpublishedTable::allocate(mm.memory(), level)?;
+    debug_assert_eq!(spare.level(), level);
+    // Dropped before `spare`, which a lost race destroys outside the lock.
+    let _guard = lock_table_of(mm, slot);
+    if vma.is_detached() {
+        return Err(TableError::Raced);
+    }
+    let current = slot.load();
+    if !current.is_none() {
+        return Ok(current);
+    }
+    // Relaxed: a count, checked when nobody changes it any more (I6, I7).
+    mm.pgtables_bytes().fetch_add(PAGE_SIZE as u64, Ordering::Relaxed);
+    let entry = spare.into_entry();
+    slot.cell().store(entry);
+    Ok(entry)
+}

@@ -1,0 +1,72 @@
+//! Which lock protects which entry (spec 2.1), and the guards that prove it is held.
+//!
+//! | entry lives in | single lock | split PTE | split PTE + PMD |
+//! | --- | --- | --- | --- |
+//! | PTE table | `page_table_lock` | the table's | the table's |
+//! | PMD table | `page_table_lock` | `page_table_lock` | the table's |
+//! | above | `page_table_lock` | `page_table_lock` | `page_table_lock` |
+//!
+//! Order: PMD lock outer, PTE lock inner (I22). Where two names may mean one lock, [`PtlGuard::nested`] compares before it
+//! takes the second, and the guard it does not make is not released either.
+
+use super::ptlock::PtlGuard;
+use super::{Entry, Level, Slot};
+use crate::address_space::Mm;
+use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
+use crate::machine::Machine;
+use crate::sync::LockClass;
+
+const fn class_of(level: Level) -> LockClass {
+    match level {
+        Level::Pte => LockClass::Pte,
+        Level::Pmd => LockClass::Pmd,
+        _ => LockClass::PageTable,
+    }
+}
+
+/// The lock of the PTE table that `pmd`, a stable table pointer, names: the lock of the *child*.
+pub fn pte_lockptr<M: Machine>(mm: &Mm<M>, pmd: Entry) -> &M::Lock {
+    if USE_SPLIT_PTE_PTLOCKS { mm.memory().memmap().page(pmd.pfn()).ptl.lock() } else { mm.page_table_lock().lock() }
+}
+
+/// The lock of the PMD table that *contains* `pmd`.
+pub fn pmd_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>) -> &'m M::Lock {
+    debug_assert_eq!(pmd.table().level(), Level::Pmd);
+    if USE_SPLIT_PMD_PTLOCKS { pmd.table().page().ptl.lock() } else { mm.page_table_lock().lock() }
+}
+
+/// Takes the PMD lock of `pmd`.
+pub fn pmd_lock<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>) -> PtlGuard<'m, M> {
+    PtlGuard::lock(mm.machine(), pmd_lockptr(mm, pmd), class_of(Level::Pmd))
+}
+
+/// Takes the lock of the levels above the PMD (`pud_lock`): always `mm->page_table_lock`.
+pub fn pud_lock<M: Machine>(mm: &Mm<M>) -> PtlGuard<'_, M> {
+    PtlGuard::lock(mm.machine(), mm.page_table_lock().lock(), class_of(Level::Pud))
+}
+
+/// Takes the lock of the table that contains `slot`, whatever its level.
+pub(super) fn lock_table_of<'m, M: Machine>(mm: &'m Mm<M>, slot: Slot<'_, M>) -> PtlGuard<'m, M> {
+    match slot.table().level() {
+        Level::Pmd => pmd_lock(mm, slot),
+        _ => pud_lock(mm),
+    }
+}
+
+impl<'m, M: Machine> PtlGuard<'m, M> {
+    /// Takes the lock of the PTE table `pmd` names.
+    pub(super) fn pte(mm: &'m Mm<M>, pmd: Entry) -> Self {
+        Self::lock(mm.machine(), pte_lockptr(mm, pmd), class_of(Level::Pte))
+    }
+
+    /// Takes, inside this PMD lock, the lock of the table of `level` that `entry` names; `None` when it is the same lock
+    /// or that level has none of its own.
+    pub(super) fn nested(&self, mm: &'m Mm<M>, entry: Entry, level: Level) -> Option<Self> {
+        let lock = match level {
+            Level::Pte => pte_lockptr(mm, entry),
+            Level::Pmd if USE_SPLIT_PMD_PTLOCKS => mm.memory().memmap().page(entry.pfn()).ptl.lock(),
+            _ => return None,
+        };
+        (!self.holds(lock)).then(|| Self::lock(mm.machine(), lock, class_of(level)))
+    }
+}

@@ -1,0 +1,123 @@
+//! `pte_offset_map` and its family: from a PMD slot to a PTE, mapped and, if asked, locked (spec 1).
+//!
+//! Rules kept: the PTE comes from one snapshot of the PMD, never from a second read (1.3). After the lock is taken the slot
+//! is compared with the snapshot, and since unhooking a table needs that same lock, the guard pins the table (I16). Lock
+//! and table come from the same snapshot, so they match (I17). A failed lookup leaves no read section behind (I18); unlock
+//! comes before the section's end (I19, the order of fields below).
+
+use super::ptlock::PtlGuard;
+use super::{Entry, EntrySlot, Level, Slot, Table};
+use crate::address::VirtAddr;
+use crate::address_space::Mm;
+use crate::machine::Machine;
+use crate::sync::rcu::{self, RcuRead};
+
+/// A PTE mapped for reading. Holds a read section: the table's frame stays, though it may be unhooked and its entries may
+/// change. Dropping it is [`pte_unmap`].
+pub struct PteMap<'m, M: Machine> {
+    // Dropped in this order: unmap first, then the read section that kept the frame.
+    table: Table<'m, M>,
+    _rcu: RcuRead<M>,
+    snapshot: Entry,
+    address: VirtAddr,
+}
+
+impl<M: Machine> PteMap<'_, M> {
+    /// The entry at one instant.
+    pub fn load(&self) -> Entry {
+        self.slot().load()
+    }
+
+    /// The PMD value the map was made from.
+    pub fn pmd(&self) -> Entry {
+        self.snapshot
+    }
+
+    fn slot(&self) -> Slot<'_, M> {
+        self.table.slot(self.address)
+    }
+}
+
+/// Ends a [`pte_offset_map`]: unmaps, then leaves the read section.
+pub fn pte_unmap<M: Machine>(map: PteMap<'_, M>) {
+    drop(map);
+}
+
+/// A PTE table mapped and locked. While it lives the table stays where it is and only its holder stores to it.
+/// Dropping it is [`pte_unmap_unlock`].
+pub struct PteLocked<'m, M: Machine> {
+    // Dropped in this order: unlock first, then the read section (I19).
+    _guard: PtlGuard<'m, M>,
+    map: PteMap<'m, M>,
+}
+
+impl<M: Machine> PteLocked<'_, M> {
+    /// The entry of the address the lookup was made for.
+    pub fn load(&self) -> Entry {
+        self.map.load()
+    }
+
+    /// Fills a none entry.
+    pub fn set(&self, entry: Entry) {
+        debug_assert!(self.load().is_none(), "a present entry is replaced by exchange (I35)");
+        self.map.slot().cell().store(entry);
+    }
+
+    /// Takes the entry out, with the A and D bits a walker has set until now (I35).
+    pub fn clear(&self) -> Entry {
+        self.map.slot().cell().swap(Entry::NONE)
+    }
+
+    /// Changes a present entry to another for the same page, and returns the old and the new one. Walkers may set A and D
+    /// meanwhile, so it is retried until nothing came between.
+    pub fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
+        let mut old = self.load();
+        loop {
+            let new = change(old);
+            match self.map.slot().cell().compare_exchange(old, new) {
+                Ok(()) => return (old, new),
+                Err(current) => old = current,
+            }
+        }
+    }
+
+    /// Turns to another address of the same table; the lock stays held.
+    pub(crate) fn move_to(&mut self, address: VirtAddr) {
+        self.map.address = address;
+    }
+}
+
+/// Ends a [`pte_offset_map_lock`]: unlocks, then unmaps and leaves the read section.
+pub fn pte_unmap_unlock<M: Machine>(locked: PteLocked<'_, M>) {
+    drop(locked);
+}
+
+/// Maps the PTE of `address` below `pmd`. `None` when the slot is none, huge or not a table pointer.
+/// Takes no lock; the entry may change at once, and the table may be unhooked.
+pub fn pte_offset_map<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>, address: VirtAddr) -> Option<PteMap<'m, M>> {
+    let rcu = rcu::read_lock(mm.machine());
+    let snapshot = pmd.load();
+    if !snapshot.is_table() {
+        return None;
+    }
+    // The lifetime is the address space's, but the read section in the same value is what keeps the frame.
+    let table = Table::map_private(mm.memory(), snapshot.pfn(), Level::Pte);
+    Some(PteMap { table, _rcu: rcu, snapshot, address })
+}
+
+/// Maps and locks the PTE of `address` below `pmd`. `None` as for [`pte_offset_map`], possibly after retries.
+/// Takes the PTE lock.
+pub fn pte_offset_map_lock<'m, M: Machine>(
+    mm: &'m Mm<M>,
+    pmd: Slot<'_, M>,
+    address: VirtAddr,
+) -> Option<PteLocked<'m, M>> {
+    loop {
+        let map = pte_offset_map(mm, pmd, address)?;
+        let guard = PtlGuard::pte(mm, map.snapshot);
+        if pmd.load() == map.snapshot {
+            return Some(PteLocked { _guard: guard, map });
+        }
+        // The slot moved on between snapshot and lock (R3): this table may be unhooked. Let go of it and look again.
+    }
+}

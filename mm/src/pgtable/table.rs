@@ -1,0 +1,103 @@
+//! A mapped table and a slot in it.
+//!
+//! Rule: a table reachable by others is seen only under an RCU read section, so its frame cannot be freed under the
+//! reader (1.5 of the spec); the lifetime of [`Table`] is that section's.
+
+use super::{Entry, EntrySlot, Level, PagingMode};
+use crate::address::{Pfn, VirtAddr};
+use crate::address_space::Mm;
+use crate::machine::{Machine, SlotOf};
+use crate::memory::Memory;
+use crate::page::Page;
+use crate::sync::rcu::RcuRead;
+
+/// A page table, mapped for access until dropped.
+pub struct Table<'r, M: Machine> {
+    machine: &'r M,
+    page: &'static Page<M::Lock>,
+    pfn: Pfn,
+    level: Level,
+    slots: &'r [SlotOf<M>],
+}
+
+impl<'r, M: Machine> Table<'r, M> {
+    /// Maps the table of `level` in frame `pfn`, which an entry read in this read section names.
+    pub(super) fn map(memory: &'r Memory<M>, _rcu: &'r RcuRead<M>, pfn: Pfn, level: Level) -> Self {
+        Self::map_private(memory, pfn, level)
+    }
+
+    /// Maps a table whose frame the caller keeps by other means: a read section it stores next to the table, ownership of
+    /// the only pointer to it, or the address space's last reference.
+    pub(super) fn map_private(memory: &'r Memory<M>, pfn: Pfn, level: Level) -> Self {
+        let machine = memory.machine_ref();
+        let slots = machine.map_table(pfn, level);
+        debug_assert_eq!(slots.len(), M::Mode::entries(level));
+        Self { machine, page: memory.memmap().page(pfn), pfn, level, slots }
+    }
+
+    /// The top table of `mm`, which lives as long as the address space.
+    pub(crate) fn top(mm: &'r Mm<M>) -> Self {
+        Self::map_private(mm.memory(), mm.pgd(), M::Mode::TOP)
+    }
+
+    /// The frame of the table.
+    pub fn pfn(&self) -> Pfn {
+        self.pfn
+    }
+
+    /// The table's level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The descriptor of the table's frame.
+    pub(super) fn page(&self) -> &'static Page<M::Lock> {
+        self.page
+    }
+
+    /// The slots, in index order.
+    pub(super) fn slots(&self) -> &[SlotOf<M>] {
+        self.slots
+    }
+
+    /// The slot that translates `address`.
+    pub fn slot(&self, address: VirtAddr) -> Slot<'_, M> {
+        Slot { table: self, index: M::Mode::index(self.level, address) }
+    }
+}
+
+impl<M: Machine> Drop for Table<'_, M> {
+    fn drop(&mut self) {
+        self.machine.unmap_table(self.slots);
+    }
+}
+
+/// A slot really inside a table, so that both the containing table's lock and the entry can be reached from it.
+pub struct Slot<'t, M: Machine> {
+    table: &'t Table<'t, M>,
+    index: usize,
+}
+
+impl<M: Machine> Clone for Slot<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Machine> Copy for Slot<'_, M> {}
+
+impl<'t, M: Machine> Slot<'t, M> {
+    /// The table the slot is in.
+    pub fn table(&self) -> &'t Table<'t, M> {
+        self.table
+    }
+
+    /// The entry at one instant. It may change at once unless the table's lock is held.
+    pub fn load(&self) -> Entry {
+        self.cell().load()
+    }
+
+    pub(super) fn cell(&self) -> &'t SlotOf<M> {
+        &self.table.slots[self.index]
+    }
+}

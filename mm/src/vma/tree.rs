@@ -1,0 +1,350 @@
+//! The set of regions: a two-level search tree that is read without a lock and changed by copying.
+//!
+//! Rule: a published node never changes. A writer, alone under `mmap_lock`, copies the leaves it touches and the root,
+//! publishes the new root by one store, and lets the old nodes wait for their readers. So a reader sees the set before or
+//! after an operation, never between, and no address seems unmapped while its region is replaced.
+#![allow(unsafe_code)]
+
+use super::{Vma, VmaChain};
+use crate::address::{VirtAddr, VirtRange};
+use crate::address_space::MmapWrite;
+use crate::machine::Machine;
+use crate::memory::{Memory, OutOfMemory};
+use crate::slab::SlabKind;
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::sync::rcu::RcuRead;
+use core::ptr::{self, NonNull};
+
+/// Children of a node. With two levels an address space holds at least `FANOUT² / 2` regions.
+const FANOUT: usize = 126;
+
+/// A leaf (children are regions) or the root (children are leaves). `keys[i]` is the lowest address below `children[i]`.
+pub(crate) struct Node {
+    len: usize,
+    /// Next in a private list; readers of the tree do not follow it.
+    link: AtomicPtr<Node>,
+    keys: [u64; FANOUT],
+    children: [*mut (); FANOUT],
+}
+
+impl Node {
+    fn empty() -> Self {
+        Self { len: 0, link: AtomicPtr::new(ptr::null_mut()), keys: [0; FANOUT], children: [ptr::null_mut(); FANOUT] }
+    }
+
+    fn push(&mut self, key: u64, child: *mut ()) {
+        self.keys[self.len] = key;
+        self.children[self.len] = child;
+        self.len += 1;
+    }
+
+    /// Index of the last key not above `address`.
+    fn last_not_above(&self, address: u64) -> Option<usize> {
+        self.keys[..self.len].partition_point(|key| *key <= address).checked_sub(1)
+    }
+}
+
+/// Nodes linked through themselves, owned by the list.
+pub(crate) struct NodeList(*mut Node);
+
+// SAFETY: the list owns its nodes, which nobody changes.
+unsafe impl Send for NodeList {}
+
+impl NodeList {
+    pub(crate) const fn new() -> Self {
+        Self(ptr::null_mut())
+    }
+
+    /// `count` empty nodes.
+    fn allocate<M: Machine>(memory: &Memory<M>, count: usize) -> Result<Self, OutOfMemory> {
+        let mut list = Self::new();
+        for _ in 0..count {
+            match memory.alloc_value(SlabKind::VmaNode, Node::empty()) {
+                Ok(node) => list.push(node),
+                Err((error, _)) => {
+                    list.dispose(memory);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(list)
+    }
+
+    fn push(&mut self, node: NonNull<Node>) {
+        // SAFETY: the node is the caller's, or is out of the tree and not freed yet.
+        unsafe { node.as_ref() }.link.store(self.0, Ordering::Relaxed);
+        self.0 = node.as_ptr();
+    }
+
+    fn pop(&mut self) -> Option<NonNull<Node>> {
+        let node = NonNull::new(self.0)?;
+        // SAFETY: the head is a node of this list.
+        self.0 = unsafe { node.as_ref() }.link.load(Ordering::Relaxed);
+        Some(node)
+    }
+
+    /// Moves all of `other` here.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        while let Some(node) = other.pop() {
+            self.push(node);
+        }
+    }
+
+    /// Frees the nodes, which nobody else can reach any more.
+    pub(crate) fn dispose<M: Machine>(&mut self, memory: &Memory<M>) {
+        while let Some(node) = self.pop() {
+            // SAFETY: it came from this cache, and the list was its only owner.
+            unsafe { memory.free_value(SlabKind::VmaNode, node) };
+        }
+    }
+}
+
+impl Drop for NodeList {
+    fn drop(&mut self) {
+        debug_assert!(self.0.is_null(), "tree nodes leaked");
+    }
+}
+
+/// Why the set of regions could not be changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SpliceError {
+    OutOfMemory,
+    TooManyRegions,
+}
+
+impl From<OutOfMemory> for SpliceError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// The regions of one address space, in order of address, without overlap.
+pub(crate) struct VmaTree<M: Machine> {
+    /// Null when there is no region. Stored with release by the holder of `mmap_lock`, loaded with acquire by readers.
+    root: AtomicPtr<Node>,
+    _regions: core::marker::PhantomData<AtomicPtr<Vma<M>>>,
+}
+
+impl<M: Machine> VmaTree<M> {
+    pub(crate) fn new() -> Self {
+        Self { root: AtomicPtr::new(ptr::null_mut()), _regions: core::marker::PhantomData }
+    }
+
+    /// The region that contains `address`, which may be detached at any moment. No lock.
+    pub(crate) fn lookup<'r>(&self, _rcu: &'r RcuRead<M>, address: VirtAddr) -> Option<&'r Vma<M>> {
+        // SAFETY: nodes and regions that were reachable in this read section are not freed before it ends.
+        let vma = unsafe { self.last_starting_not_above(address)?.as_ref() };
+        vma.range().contains(address).then_some(vma)
+    }
+
+    fn last_starting_not_above(&self, address: VirtAddr) -> Option<NonNull<Vma<M>>> {
+        // Acquire: the nodes' contents; pairs with the store in `splice`.
+        // SAFETY: the callers keep the nodes: by a read section, or by holding `mmap_lock`.
+        let root = unsafe { self.root.load(Ordering::Acquire).as_ref() }?;
+        let leaf = root.children[root.last_not_above(address.0)?].cast::<Node>();
+        // SAFETY: a root's children are leaves, kept as above.
+        let leaf = unsafe { &*leaf };
+        NonNull::new(leaf.children[leaf.last_not_above(address.0)?].cast())
+    }
+
+    /// The first region that ends above `address`. Any change is excluded by the caller's hold on `mmap_lock`.
+    pub(crate) fn first_ending_above<'w>(
+        &'w self,
+        _write: &'w MmapWrite<'_, M>,
+        address: VirtAddr,
+    ) -> Option<&'w Vma<M>> {
+        // SAFETY: the holder of `mmap_lock` is the only one who takes nodes or regions out.
+        let root = unsafe { self.root.load(Ordering::Acquire).as_ref() }?;
+        let first = root.last_not_above(address.0).unwrap_or(0);
+        root.children[first..root.len].iter().find_map(|leaf| {
+            // SAFETY: a root's children are leaves, kept as above.
+            let leaf = unsafe { &*leaf.cast::<Node>() };
+            leaf.children[..leaf.len].iter().find_map(|vma| {
+                // SAFETY: a leaf's children are regions, kept as above.
+                let vma = unsafe { &*vma.cast::<Vma<M>>() };
+                (vma.range().end > address).then_some(vma)
+            })
+        })
+    }
+
+    /// The regions that overlap `range`, in order.
+    pub(crate) fn overlapping<'w>(
+        &'w self,
+        write: &'w MmapWrite<'_, M>,
+        range: VirtRange,
+    ) -> impl Iterator<Item = &'w Vma<M>> {
+        let mut from = range.start;
+        core::iter::from_fn(move || {
+            let vma = self.first_ending_above(write, from).filter(|vma| vma.range().start < range.end)?;
+            from = vma.range().end;
+            Some(vma)
+        })
+    }
+
+    /// The end of the last region that ends not above `address`, or 0.
+    pub(crate) fn floor(&self, _write: &MmapWrite<'_, M>, address: VirtAddr) -> VirtAddr {
+        let before = address.0.checked_sub(1).map(VirtAddr);
+        match before.and_then(|before| self.last_starting_not_above(before)) {
+            // SAFETY: as in `first_ending_above`.
+            Some(vma) => unsafe { vma.as_ref() }.range().end,
+            None => VirtAddr(0),
+        }
+    }
+
+    /// Replaces every region that overlaps `span` by those of `new`, which lie inside `span` or inside what the replaced
+    /// regions covered. The replaced ones are detached and moved to `removed`, the replaced nodes with them.
+    ///
+    /// # Errors
+    ///
+    /// See [`SpliceError`]. Nothing has changed then, and `new` still owns its regions.
+    pub(crate) fn splice(
+        &self,
+        memory: &Memory<M>,
+        _write: &MmapWrite<'_, M>,
+        span: VirtRange,
+        new: &mut VmaChain<M>,
+        removed: &mut Removed<M>,
+    ) -> Result<(), SpliceError> {
+        let old_root = self.root.load(Ordering::Relaxed);
+        // SAFETY: the holder of `mmap_lock` is the only one who takes nodes out.
+        let leaves = unsafe { old_root.as_ref() }.map_or(&[][..], |root| &root.children[..root.len]);
+        let touched = touched_leaves::<M>(leaves, span, new.len());
+        let rewritten = &leaves[touched.clone()];
+        let total = regions::<M>(rewritten).filter(|(_, vma)| !vma.overlaps(&span)).count() + new.len();
+        let new_leaves = total.div_ceil(FANOUT);
+        let root_len = leaves.len() - rewritten.len() + new_leaves;
+        if root_len > FANOUT {
+            return Err(SpliceError::TooManyRegions);
+        }
+        let spares = NodeList::allocate(memory, new_leaves + usize::from(root_len > 0))?;
+
+        // From here on nothing can fail.
+        let mut builder = Builder::new(spares, total.div_ceil(new_leaves.max(1)));
+        leaves[..touched.start].iter().for_each(|leaf| builder.keep_leaf(*leaf));
+        for (vma, region) in regions::<M>(rewritten).filter(|(_, vma)| !vma.overlaps(&span)) {
+            if region.range().start >= span.end {
+                builder.add_all(new);
+            }
+            builder.add(vma);
+        }
+        builder.add_all(new);
+        builder.end_leaf();
+        leaves[touched.end..].iter().for_each(|leaf| builder.keep_leaf(*leaf));
+        // Release: publishes the new nodes and regions; pairs with the readers' acquire.
+        self.root.store(builder.into_root(), Ordering::Release);
+
+        for (vma, region) in regions::<M>(rewritten).filter(|(_, vma)| vma.overlaps(&span)) {
+            region.detach();
+            removed.vmas.push_owned(vma);
+        }
+        let old_leaves = rewritten.iter().map(|leaf| leaf.cast::<Node>());
+        old_leaves.chain([old_root]).filter_map(NonNull::new).for_each(|node| removed.nodes.push(node));
+        Ok(())
+    }
+}
+
+/// What a splice has taken out of the tree: unreachable for new readers, still seen by old ones.
+pub(crate) struct Removed<M: Machine> {
+    pub(crate) vmas: VmaChain<M>,
+    pub(crate) nodes: NodeList,
+}
+
+impl<M: Machine> Removed<M> {
+    pub(crate) const fn new() -> Self {
+        Self { vmas: VmaChain::new(), nodes: NodeList::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.vmas.len() == 0 && self.nodes.0.is_null()
+    }
+}
+
+/// The regions of some leaves, in order. The caller holds `mmap_lock` for writing.
+fn regions<M: Machine>(leaves: &[*mut ()]) -> impl Iterator<Item = (NonNull<Vma<M>>, &Vma<M>)> {
+    leaves.iter().flat_map(|leaf| {
+        // SAFETY: leaves of the tree of the only writer.
+        let leaf = unsafe { &*leaf.cast::<Node>() };
+        leaf.children[..leaf.len].iter().filter_map(|vma| {
+            let vma = NonNull::new(vma.cast::<Vma<M>>())?;
+            // SAFETY: a leaf's children are regions, which only the one writer takes out.
+            Some((vma, unsafe { vma.as_ref() }))
+        })
+    })
+}
+
+/// The leaves a splice rewrites: those `span` reaches into, and their neighbours as long as all still fits one leaf, so
+/// that removals do not leave a tree of near-empty leaves.
+fn touched_leaves<M: Machine>(leaves: &[*mut ()], span: VirtRange, added: usize) -> core::ops::Range<usize> {
+    // SAFETY: leaves of the tree of the only writer, who called.
+    let leaf = |index: usize| unsafe { &*leaves[index].cast::<Node>() };
+    let mut touched = match (0..leaves.len()).rev().find(|index| leaf(*index).keys[0] <= span.start.0) {
+        Some(first) => first..first + 1,
+        None => 0..leaves.len().min(1),
+    };
+    while touched.end < leaves.len() && leaf(touched.end).keys[0] < span.end.0 {
+        touched.end += 1;
+    }
+    let mut total = regions::<M>(&leaves[touched.clone()]).filter(|(_, vma)| !vma.overlaps(&span)).count() + added;
+    while touched.end < leaves.len() && total + leaf(touched.end).len <= FANOUT {
+        total += leaf(touched.end).len;
+        touched.end += 1;
+    }
+    while touched.start > 0 && total + leaf(touched.start - 1).len <= FANOUT {
+        total += leaf(touched.start - 1).len;
+        touched.start -= 1;
+    }
+    touched
+}
+
+/// Fills new nodes from left to right.
+struct Builder {
+    /// Nodes nobody else can reach: the leaves to come, and the root.
+    spares: NodeList,
+    root: *mut Node,
+    leaf: *mut Node,
+    per_leaf: usize,
+}
+
+impl Builder {
+    /// With all the nodes there will be need for; the first becomes the root.
+    fn new(mut spares: NodeList, per_leaf: usize) -> Self {
+        let root = spares.pop().map_or(ptr::null_mut(), NonNull::as_ptr);
+        Self { spares, root, leaf: ptr::null_mut(), per_leaf }
+    }
+
+    fn keep_leaf(&mut self, leaf: *mut ()) {
+        // SAFETY: the leaf is of the tree of the only writer; the root is not published yet.
+        unsafe { (*self.root).push((*leaf.cast::<Node>()).keys[0], leaf) };
+    }
+
+    fn add<M: Machine>(&mut self, vma: NonNull<Vma<M>>) {
+        if self.leaf.is_null() {
+            self.leaf = self.spares.pop().map_or(ptr::null_mut(), NonNull::as_ptr);
+        }
+        // SAFETY: the leaf is not published yet (the caller allocated one for each `per_leaf` regions); the region is alive.
+        let full = unsafe {
+            (*self.leaf).push(vma.as_ref().range().start.0, vma.as_ptr().cast());
+            (*self.leaf).len == self.per_leaf
+        };
+        if full {
+            self.end_leaf();
+        }
+    }
+
+    fn add_all<M: Machine>(&mut self, chain: &mut VmaChain<M>) {
+        while let Some(vma) = chain.pop() {
+            self.add(vma);
+        }
+    }
+
+    fn end_leaf(&mut self) {
+        let leaf = core::mem::replace(&mut self.leaf, ptr::null_mut());
+        if !leaf.is_null() {
+            self.keep_leaf(leaf.cast());
+        }
+    }
+
+    fn into_root(self) -> *mut Node {
+        self.root
+    }
+}
