@@ -232,3 +232,6 @@ impl<M: Machine> FrameAllocator<M> {
 fn bad_free(pfn: Pfn, page_type: PageType, order: u32, freed_as: u32) -> ! {
     panic!("{pfn:?} freed as an allocated block of order {freed_as}, but it is {page_type:?} of order {order}");
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -274,3 +274,6 @@ fn free_frame<M: Machine>(machine: M, frames: &FrameAllocator<M>, pfn: Pfn) {
     page.set_state(PageType::Data, 0, 0);
     frames.free(machine, pfn);
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

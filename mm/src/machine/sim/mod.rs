@@ -1,1 +1,315 @@
-//! The simulated machine.
+//! The simulated machine: `mm`'s host tests run on it.
+//!
+//! It has physical memory, and CPUs with TLBs and paging-structure caches that keep entries for as long as the architecture
+//! allows; its walkers set A and D bits, its CPUs take interrupts wherever theirs are on, and each is a host thread, so
+//! races are real. What hardware would carry out in silence (use of a stale translation, of a freed table, of a freed
+//! frame) is caught here and named: see [`SimViolation`].
+//!
+//! ```ignore
+//! let machine = SimMachine::<FourLevel>::new(SimConfig::racy(1024, 4, 1));
+//! machine.run_all(|cpu| machine.user(|address, write| mm.fault(address, write)).write(VirtAddr(0x1000), cpu.0.into()));
+//! ```
+
+#![allow(unsafe_code)]
+
+mod config;
+mod cpu;
+mod current;
+mod memory;
+mod mmu;
+mod run;
+mod slot;
+mod state;
+#[cfg(test)]
+mod tests;
+mod user;
+mod violation;
+mod walk;
+
+pub use config::SimConfig;
+pub use run::Body;
+pub use slot::{SimMode, SimSlot};
+pub use user::User;
+pub use violation::{Cached, SimViolation};
+
+use super::{FrameUse, LocalFlush, Machine, WaitingRule};
+use crate::address::{Pfn, VirtRange};
+use crate::cpu::{CpuId, CpuSet, Cpus};
+use crate::page::MemMap;
+use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
+use crate::sync::ticket::TicketLock;
+use cpu::{FLUSH, KICK, SimCpu};
+use current::Passage;
+use state::{State, Stopped};
+use std::ops::Deref;
+use std::ptr::NonNull;
+
+/// A simulated machine, and the verdict on what was done with it: dropping it panics if violations were collected and
+/// nobody has taken them.
+///
+/// The machine's memory is never freed: its handle is `Copy` and `'static`, as [`Machine`] asks, so nothing can tell when
+/// the last one is gone.
+pub struct SimMachine<Mode: PagingMode> {
+    handle: Sim<Mode>,
+}
+
+impl<Mode: PagingMode> SimMachine<Mode> {
+    /// A machine with nothing in memory and all CPUs idle.
+    pub fn new(config: SimConfig) -> Self {
+        assert!((1..=crate::config::NR_CPUS).contains(&config.cpus), "a machine has 1 to NR_CPUS CPUs");
+        Self { handle: Sim { state: Box::leak(Box::new(State::new(config))) } }
+    }
+
+    /// The machine as `mm` sees it.
+    pub fn handle(&self) -> Sim<Mode> {
+        self.handle
+    }
+
+    /// What was caught so far; it is then up to the caller. Only with
+    /// [`stop_at_violation`](SimConfig::stop_at_violation) off is there more than one.
+    pub fn take_violations(&self) -> Vec<SimViolation> {
+        self.handle.state.take_violations()
+    }
+}
+
+impl<Mode: PagingMode> Deref for SimMachine<Mode> {
+    type Target = Sim<Mode>;
+
+    fn deref(&self) -> &Sim<Mode> {
+        &self.handle
+    }
+}
+
+impl<Mode: PagingMode> Drop for SimMachine<Mode> {
+    fn drop(&mut self) {
+        let violations = self.take_violations();
+        if !std::thread::panicking() {
+            assert!(violations.is_empty(), "simulated machine: {violations:#?}");
+        }
+    }
+}
+
+/// The handle of a simulated machine.
+pub struct Sim<Mode: PagingMode> {
+    state: &'static State<Mode>,
+}
+
+impl<Mode: PagingMode> Clone for Sim<Mode> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<Mode: PagingMode> Copy for Sim<Mode> {}
+
+impl<Mode: PagingMode> Sim<Mode> {
+    /// The descriptors of all memory.
+    pub fn memmap(self) -> MemMap<TicketLock> {
+        self.state.memmap
+    }
+
+    /// Complains if a CPU that has `top` loaded can still translate an address of `range` (I29).
+    pub fn assert_no_translation(self, top: Pfn, range: VirtRange) {
+        for cpu in &self.state.cpus {
+            let mmu = cpu.mmu();
+            let left: Vec<_> = mmu.translations_in(range).filter(|_| mmu.top() == Some(top)).collect();
+            drop(mmu);
+            for (address, _, entry) in left {
+                let pfn = walk::hw::pfn(entry);
+                self.state.report(SimViolation::TranslationLeft { cpu: cpu.id(), address, pfn });
+            }
+        }
+    }
+
+    /// Complains if a CPU's cached translation leads elsewhere, or allows more, than the tables say. Only when no change
+    /// of any table is under way.
+    pub fn assert_coherent(self) {
+        for cpu in &self.state.cpus {
+            let mmu = cpu.mmu();
+            let cached: Vec<_> = mmu.translations().collect();
+            let Some(top) = mmu.top() else { continue };
+            drop(mmu);
+            for (address, level, entry) in cached {
+                let current = walk::peek::<Mode>(&self.state.memory, top, address);
+                let pfn = mmu::frame_of::<Mode>(level, entry, address);
+                let agrees = current.is_some_and(|(level, current)| {
+                    mmu::frame_of::<Mode>(level, current, address) == pfn && !walk::hw::allows_more(entry, current)
+                });
+                if !agrees {
+                    self.state.report(SimViolation::Incoherent { cpu: cpu.id(), address, pfn });
+                }
+            }
+        }
+    }
+
+    /// The entry the tables below `top` hold for `address` right now, as a walker sees it; `None` if not present.
+    pub fn peek(self, top: Pfn, address: crate::address::VirtAddr) -> Option<Entry> {
+        walk::peek::<Mode>(&self.state.memory, top, address).map(|(_, entry)| entry)
+    }
+
+    /// The contents of a frame, read past every CPU and cache.
+    pub fn frame_words(self, pfn: Pfn) -> Vec<u64> {
+        self.state.memory.slots_of(pfn).iter().map(|slot| slot.hardware().load().0).collect()
+    }
+
+    /// Changes a word of a frame, past every CPU and cache.
+    pub fn set_frame_word(self, pfn: Pfn, index: usize, value: u64) {
+        self.state.memory.slots_of(pfn)[index].hardware().store(Entry(value));
+    }
+
+    /// Interrupts `cpu` has taken so far. Some that were sent while others were pending are taken as one.
+    pub fn interrupts_taken(self, cpu: CpuId) -> u64 {
+        self.state.cpu(cpu).interrupts_taken()
+    }
+
+    /// The CPU this thread runs as.
+    fn me(self) -> &'static SimCpu<Mode> {
+        match current::cpu_of(self.state) {
+            Some(cpu) => self.state.cpu(cpu),
+            None => panic!("this thread runs as no CPU of the simulated machine; see `run` and `run_cpu`"),
+        }
+    }
+
+    /// This CPU passes a point where anything may come between.
+    fn passes(self) {
+        self.state.passes(self.me().id());
+    }
+
+    /// What the interrupt handler of a kernel does.
+    fn handle_interrupts(self, pending: u32) {
+        let _ = pending & FLUSH;
+    }
+}
+
+// SAFETY: a host thread runs as at most one CPU of a machine and a CPU is run by at most one thread (`enter`, `lend`).
+// `map_table` and `frame_bytes` give out the frame's own slots, which live as long as the process.
+unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
+    type Mode = SimMode<Mode>;
+    type Lock = TicketLock;
+
+    fn cpus(&self) -> &Cpus {
+        &self.state.locals
+    }
+
+    fn cpu(self) -> CpuId {
+        self.me().id()
+    }
+
+    fn online(self) -> CpuSet {
+        CpuSet::first(self.state.cpus.len())
+    }
+
+    fn irqs_enabled(self) -> bool {
+        self.me().irqs()
+    }
+
+    fn irq_save(self) -> bool {
+        self.passes();
+        self.me().set_irqs(false)
+    }
+
+    fn irq_restore(self, enabled: bool) {
+        if enabled {
+            self.me().set_irqs(true);
+        }
+        self.passes();
+    }
+
+    fn pause(self) {
+        std::thread::yield_now();
+        self.passes();
+    }
+
+    fn halt_until_kicked(self) {
+        self.halt();
+    }
+
+    fn kick(self, cpu: CpuId) {
+        self.passes();
+        self.interrupt(cpu, KICK);
+    }
+
+    fn waiting_rule(self) -> WaitingRule {
+        self.state.config.waiting_rule
+    }
+
+    fn now(self) -> u64 {
+        self.state.now()
+    }
+
+    fn block_while(self, key: usize, still: &mut dyn FnMut() -> bool) {
+        self.passes();
+        self.sleep(key, still);
+    }
+
+    fn wake(self, key: usize) {
+        self.wake_sleepers(key);
+        self.passes();
+    }
+
+    fn stuck(self, what: &'static str) -> ! {
+        self.state.fail();
+        let text = format!("simulated machine: stuck: {what}\n{}", self.state.describe());
+        if std::thread::panicking() {
+            eprintln!("{text}");
+            std::process::abort();
+        }
+        panic!("{text}");
+    }
+
+    fn map_table(&self, pfn: Pfn, level: Level) -> &[SimSlot<Mode::Slot>] {
+        self.passes();
+        self.state.expect_use(pfn, FrameUse::Table);
+        &self.state.memory.slots_of(pfn)[..Mode::entries(level)]
+    }
+
+    fn unmap_table(&self, _table: &[SimSlot<Mode::Slot>]) {
+        self.passes();
+    }
+
+    fn zero_frame(self, pfn: Pfn) {
+        self.passes();
+        self.state.expect_use(pfn, FrameUse::Data);
+        self.state.memory.fill(pfn, Entry::NONE);
+    }
+
+    fn copy_frame(self, from: Pfn, to: Pfn) {
+        self.passes();
+        self.state.expect_use(from, FrameUse::Data);
+        self.state.expect_use(to, FrameUse::Data);
+        self.state.memory.copy(from, to);
+    }
+
+    fn frame_bytes(&self, pfn: Pfn) -> NonNull<u8> {
+        self.state.memory.bytes(pfn)
+    }
+
+    fn note_frame(self, pfn: Pfn, frame_use: FrameUse) {
+        self.state.note_frame(pfn, frame_use);
+        self.passes();
+    }
+
+    fn fill_kernel_entries(&self, _top: &[SimSlot<Mode::Slot>]) {}
+
+    fn load_pgd(self, pgd: Option<Pfn>) {
+        self.passes();
+        if let Some(pgd) = pgd {
+            self.state.expect_use(pgd, FrameUse::Table);
+        }
+        self.me().mmu().load(&self.state.memory, pgd);
+    }
+
+    fn flush_local(self, flush: LocalFlush) {
+        self.passes();
+        let mut mmu = self.me().mmu();
+        match flush {
+            LocalFlush::Range(range) => mmu.flush_range(&self.state.memory, range),
+            LocalFlush::AddressSpace => mmu.flush_all(&self.state.memory),
+        }
+    }
+
+    fn send_flush_ipi(self, cpu: CpuId) {
+        self.passes();
+        self.interrupt(cpu, FLUSH);
+    }
+}

@@ -1,0 +1,56 @@
+//! What a simulated machine is made of, and how unkindly it behaves.
+
+use crate::machine::WaitingRule;
+use std::time::Duration;
+
+/// The make of a [`SimMachine`](super::SimMachine). Chances are "one in so many", 0 is never.
+#[derive(Clone, Copy, Debug)]
+pub struct SimConfig {
+    /// Frames of physical memory.
+    pub frames: usize,
+    /// CPUs, all online from the start.
+    pub cpus: usize,
+    /// Source of every random choice.
+    pub seed: u64,
+    /// Chance that a CPU dawdles where it enters the machine, to widen the windows of races.
+    pub delay: u32,
+    /// Chance that a CPU walks a nearby address there, as hardware may at any time.
+    pub speculation: u32,
+    /// Chance that a CPU drops a cached translation there. Seldom is unkinder: what is dropped cannot be used stale.
+    pub eviction: u32,
+    /// How CPUs wait for page-table locks.
+    pub waiting_rule: WaitingRule,
+    /// How long one [`run`](super::Sim::run) or [`run_cpu`](super::Sim::run_cpu) may take.
+    pub time_limit: Duration,
+    /// Whether the first violation stops the machine, or all are collected.
+    pub stop_at_violation: bool,
+}
+
+impl SimConfig {
+    /// A machine that races: it dawdles, speculates and, seldom, evicts.
+    pub fn racy(frames: usize, cpus: usize, seed: u64) -> Self {
+        Self { delay: 16, speculation: 64, eviction: 4096, ..Self::calm(frames, cpus, seed) }
+    }
+
+    /// A machine that does what it is told and nothing else. With one host thread at a time every run is the same.
+    pub fn calm(frames: usize, cpus: usize, seed: u64) -> Self {
+        Self {
+            frames,
+            cpus,
+            seed,
+            delay: 0,
+            speculation: 0,
+            eviction: 0,
+            waiting_rule: WaitingRule { rounds: 8, polls: 16, polls_per_pause: 4 },
+            time_limit: Duration::from_secs(60),
+            stop_at_violation: true,
+        }
+    }
+}
+
+/// Random numbers without a state to lock: splitmix64.
+pub(super) fn mix(mut word: u64) -> u64 {
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
+}

@@ -1,0 +1,347 @@
+//! A simulated CPU: its interrupts, its sleep, its dice.
+//!
+//! Rules: an interrupt is taken wherever the CPU enters the machine or touches a page-table entry with interrupts on, and
+//! nowhere else. A CPU that no host thread runs is idle with interrupts on, and takes interrupts on the sender's thread.
+
+use super::config::mix;
+use super::current::{self, Passage};
+use super::mmu::Mmu;
+use super::violation::SimViolation;
+use super::{Sim, State};
+use crate::address::VirtAddr;
+use crate::cpu::CpuId;
+use crate::pgtable::PagingMode;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// An interrupt that asks the CPU to serve flush requests.
+pub(super) const FLUSH: u32 = 1;
+/// An interrupt that only wakes.
+pub(super) const KICK: u32 = 2;
+
+/// How long a wait sleeps before it looks at the clock.
+const NAP: Duration = Duration::from_millis(20);
+
+/// What a CPU is doing, for reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Activity {
+    /// No host thread runs it.
+    Stopped,
+    /// Runs its body.
+    Running,
+    /// In `halt_until_kicked`.
+    Halted,
+    /// In `block_while`, with this key.
+    Sleeping(usize),
+    /// Done with its body, takes interrupts until the others are.
+    Idle,
+}
+
+/// What the sleeper and whoever wakes it agree on.
+pub(super) struct Bell {
+    pub(super) activity: Activity,
+    /// `wake` was called with the key this CPU sleeps on.
+    woken: bool,
+}
+
+/// The state of one CPU.
+pub(super) struct SimCpu<Mode> {
+    id: CpuId,
+    /// A host thread runs as this CPU.
+    running: AtomicBool,
+    irqs: AtomicBool,
+    pending: AtomicU32,
+    /// Interrupts taken so far.
+    taken: AtomicU64,
+    bell: Mutex<Bell>,
+    rung: Condvar,
+    mmu: Mutex<Mmu<Mode>>,
+    dice: AtomicU64,
+    /// Where user code was last, to guess where it goes next.
+    last_address: AtomicU64,
+}
+
+impl<Mode: PagingMode> SimCpu<Mode> {
+    pub(super) fn new(id: CpuId, seed: u64) -> Self {
+        Self {
+            id,
+            running: AtomicBool::new(false),
+            irqs: AtomicBool::new(true),
+            pending: AtomicU32::new(0),
+            taken: AtomicU64::new(0),
+            bell: Mutex::new(Bell { activity: Activity::Stopped, woken: false }),
+            rung: Condvar::new(),
+            mmu: Mutex::new(Mmu::new()),
+            dice: AtomicU64::new(mix(seed ^ mix(u64::from(id.0) + 1))),
+            last_address: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn id(&self) -> CpuId {
+        self.id
+    }
+
+    pub(super) fn irqs(&self) -> bool {
+        // Relaxed: only the thread that runs the CPU asks, or a report.
+        self.irqs.load(Ordering::Relaxed)
+    }
+
+    /// Switches interrupts and says whether they were on.
+    pub(super) fn set_irqs(&self, on: bool) -> bool {
+        self.irqs.swap(on, Ordering::Relaxed)
+    }
+
+    pub(super) fn mmu(&self) -> MutexGuard<'_, Mmu<Mode>> {
+        lock(&self.mmu)
+    }
+
+    pub(super) fn bell(&self) -> MutexGuard<'_, Bell> {
+        lock(&self.bell)
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn ring(&self) {
+        drop(self.bell());
+        self.rung.notify_all();
+    }
+
+    pub(super) fn interrupts_taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn touched(&self, address: VirtAddr) {
+        self.last_address.store(address.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn last_address(&self) -> u64 {
+        self.last_address.load(Ordering::Relaxed)
+    }
+
+    /// A random number.
+    pub(super) fn roll(&self) -> u64 {
+        mix(self.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed))
+    }
+
+    /// True once in `one_in` times; never for 0.
+    pub(super) fn chance(&self, one_in: u32) -> bool {
+        one_in != 0 && self.roll().is_multiple_of(u64::from(one_in))
+    }
+
+    fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) != 0
+    }
+
+    fn nap<'a>(&self, bell: MutexGuard<'a, Bell>) -> MutexGuard<'a, Bell> {
+        self.rung.wait_timeout(bell, NAP).unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl<Mode> fmt::Display for SimCpu<Mode>
+where
+    Mode: PagingMode,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let activity = self.bell.try_lock().map(|bell| bell.activity);
+        let top = self.mmu.try_lock().map(|mmu| mmu.top());
+        write!(
+            f,
+            "cpu {}: {activity:?}, interrupts {}, pending {:#b}, top table {top:?}, last user access {:#x}",
+            self.id.0,
+            if self.irqs() { "on" } else { "off" },
+            self.pending.load(Ordering::Relaxed),
+            self.last_address(),
+        )
+    }
+}
+
+/// A thread that panicked has already said what is wrong; the rest shall be able to report.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<Mode: PagingMode> Sim<Mode> {
+    /// Starts running as `cpu` on this thread, until the returned value is dropped.
+    pub(super) fn enter(self, cpu: CpuId) -> Entered<Mode> {
+        let state = self.state.cpu(cpu);
+        // SeqCst, with the store in `leave`: see `lend`. Somebody may just be lending it a thread, for a moment.
+        while state.running.compare_exchange(false, true, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            assert_eq!(state.bell().activity, Activity::Stopped, "two threads run as {cpu:?}");
+            self.state.check_alive();
+            std::thread::yield_now();
+        }
+        state.bell().activity = Activity::Running;
+        Entered { machine: self, cpu, _became: current::become_cpu(self.state, cpu) }
+    }
+
+    /// Interrupts `target`.
+    pub(super) fn interrupt(self, target: CpuId, interrupt: u32) {
+        let cpu = self.state.cpu(target);
+        cpu.pending.fetch_or(interrupt, Ordering::SeqCst);
+        cpu.ring();
+        self.lend(target);
+    }
+
+    /// Takes the interrupts of `target` in its name if nobody runs it.
+    fn lend(self, target: CpuId) {
+        let cpu = self.state.cpu(target);
+        // Again until nothing is pending, or someone else runs the CPU: one who stops running it looks here once more
+        // after `running` is false, we look after `pending` is set, both SeqCst, so one of us sees it.
+        while cpu.is_pending() {
+            if cpu.running.compare_exchange(false, true, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+                return;
+            }
+            if cpu.irqs() {
+                let _became = current::become_cpu(self.state, target);
+                self.take_interrupts();
+                cpu.running.store(false, Ordering::SeqCst);
+            } else {
+                cpu.running.store(false, Ordering::SeqCst);
+                self.state.report(SimViolation::InterruptToDeafCpu { cpu: target });
+                return;
+            }
+        }
+    }
+
+    /// Takes what is pending on the CPU this thread runs as, if its interrupts are on.
+    pub(super) fn take_interrupts(self) {
+        let cpu = self.me();
+        while cpu.irqs() && cpu.is_pending() {
+            // Acquire and more: what the sender did before is visible to the handler.
+            let pending = cpu.pending.swap(0, Ordering::SeqCst);
+            cpu.taken.fetch_add(1, Ordering::Relaxed);
+            cpu.set_irqs(false);
+            self.handle_interrupts(pending);
+            cpu.set_irqs(true);
+        }
+    }
+
+    /// Waits with interrupts off for an interrupt, turns them on and takes it.
+    pub(super) fn halt(self) {
+        let cpu = self.me();
+        if cpu.set_irqs(false) {
+            self.state.report(SimViolation::HaltWithInterruptsOn { cpu: cpu.id });
+        }
+        let mut bell = cpu.bell();
+        let before = std::mem::replace(&mut bell.activity, Activity::Halted);
+        while !cpu.is_pending() && self.state.is_alive() {
+            bell = cpu.nap(bell);
+        }
+        bell.activity = before;
+        drop(bell);
+        cpu.set_irqs(true);
+        self.state.check_alive();
+        self.take_interrupts();
+    }
+
+    /// Sleeps while `still` says so and nobody has called `wake_sleepers(key)`; takes interrupts meanwhile.
+    pub(super) fn sleep(self, key: usize, still: &mut dyn FnMut() -> bool) {
+        let cpu = self.me();
+        let mut bell = cpu.bell();
+        loop {
+            // Whoever wakes has to take the bell, so no wake-up is lost between this question and the nap. Interrupts
+            // are off, because a handler may ring another CPU's bell, whose owner may be ringing ours.
+            let irqs = cpu.set_irqs(false);
+            let again = still();
+            cpu.set_irqs(irqs);
+            if !again {
+                break;
+            }
+            let before = std::mem::replace(&mut bell.activity, Activity::Sleeping(key));
+            bell.woken = false;
+            while !bell.woken && self.state.is_alive() {
+                if cpu.is_pending() {
+                    drop(bell);
+                    self.take_interrupts();
+                    bell = cpu.bell();
+                } else {
+                    bell = cpu.nap(bell);
+                }
+            }
+            bell.activity = before;
+            if !self.state.is_alive() {
+                break;
+            }
+        }
+        drop(bell);
+        self.state.check_alive();
+    }
+
+    /// Wakes the CPUs that sleep on `key`.
+    pub(super) fn wake_sleepers(self, key: usize) {
+        for cpu in &self.state.cpus {
+            let mut bell = cpu.bell();
+            if bell.activity == Activity::Sleeping(key) {
+                bell.woken = true;
+                cpu.rung.notify_all();
+            }
+        }
+    }
+
+    /// Takes interrupts until `done`, as an idle CPU does.
+    pub(super) fn idle_until(self, done: impl Fn() -> bool) {
+        let cpu = self.me();
+        let mut bell = cpu.bell();
+        bell.activity = Activity::Idle;
+        while !done() && self.state.is_alive() {
+            if cpu.is_pending() {
+                drop(bell);
+                self.take_interrupts();
+                bell = cpu.bell();
+            } else {
+                bell = cpu.nap(bell);
+            }
+        }
+    }
+}
+
+/// This thread runs as a CPU.
+pub(super) struct Entered<Mode: PagingMode> {
+    machine: Sim<Mode>,
+    cpu: CpuId,
+    _became: current::Became,
+}
+
+impl<Mode: PagingMode> Drop for Entered<Mode> {
+    fn drop(&mut self) {
+        let cpu = self.machine.state.cpu(self.cpu);
+        cpu.bell().activity = Activity::Stopped;
+        cpu.running.store(false, Ordering::SeqCst);
+        if !std::thread::panicking() {
+            self.machine.lend(self.cpu);
+        }
+    }
+}
+
+impl<Mode: PagingMode> Passage for State<Mode> {
+    fn passes(&'static self, id: CpuId) {
+        if std::thread::panicking() {
+            return;
+        }
+        self.check_alive();
+        let cpu = self.cpu(id);
+        if cpu.chance(self.config.delay) {
+            dawdle(cpu.roll());
+        }
+        if cpu.chance(self.config.speculation) {
+            self.speculate(cpu);
+        }
+        if cpu.chance(self.config.eviction) {
+            cpu.mmu().evict(&self.memory, cpu.roll() as usize);
+        }
+        Sim { state: self }.take_interrupts();
+    }
+}
+
+/// Gives the other CPUs a chance to get in between; mostly a short one.
+fn dawdle(roll: u64) {
+    match roll % 16 {
+        0 => std::thread::sleep(Duration::from_micros(roll >> 8 & 63)),
+        1..4 => (0..roll >> 8 & 255).for_each(|_| std::hint::spin_loop()),
+        _ => std::thread::yield_now(),
+    }
+}

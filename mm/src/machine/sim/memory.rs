@@ -1,0 +1,133 @@
+//! Physical memory: frames of entry slots, and what each frame is used for.
+//!
+//! Rule: a frame's use only changes while no CPU's TLB or paging-structure cache names the frame. `names` counts those
+//! cached entries, so that the check costs nothing when all is well.
+
+use super::slot::SimSlot;
+use crate::address::Pfn;
+use crate::machine::FrameUse;
+use crate::pgtable::{Entry, EntrySlot};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+/// Eight-byte slots in a frame, whatever the mode makes of them.
+pub(super) const SLOTS: usize = 512;
+
+/// What a free frame is filled with: present, writable entries that point nowhere good. Whoever walks a freed table or
+/// trusts a fresh frame to be zero shall notice.
+const GARBAGE: Entry = Entry(0x0000_dead_beef_d067);
+
+#[repr(C, align(4096))]
+struct Frame<S>([SimSlot<S>; SLOTS]);
+
+/// The memory of one machine.
+pub(super) struct PhysicalMemory<S> {
+    first: Pfn,
+    frames: Box<[Frame<S>]>,
+    uses: Box<[AtomicU8]>,
+    names: Box<[AtomicU32]>,
+}
+
+impl<S: EntrySlot> PhysicalMemory<S> {
+    pub(super) fn new(first: Pfn, count: usize) -> Self {
+        const { assert!(size_of::<Frame<S>>() == 4096, "a frame is 512 slots of 8 bytes") };
+        Self {
+            first,
+            frames: (0..count).map(|_| Frame(std::array::from_fn(|_| SimSlot::new(GARBAGE)))).collect(),
+            uses: (0..count).map(|_| AtomicU8::new(encode(None))).collect(),
+            names: (0..count).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    fn index(&self, pfn: Pfn) -> Option<usize> {
+        let index = usize::try_from(pfn.0.checked_sub(self.first.0)?).ok()?;
+        (index < self.frames.len()).then_some(index)
+    }
+
+    /// The slots of a frame; `None` outside memory.
+    pub(super) fn slots(&self, pfn: Pfn) -> Option<&[SimSlot<S>; SLOTS]> {
+        Some(&self.frames[self.index(pfn)?].0)
+    }
+
+    /// The slots of a frame that the caller was given by this memory.
+    pub(super) fn slots_of(&self, pfn: Pfn) -> &[SimSlot<S>; SLOTS] {
+        match self.slots(pfn) {
+            Some(slots) => slots,
+            None => panic!("simulated machine: no memory at {pfn:?}"),
+        }
+    }
+
+    /// The bytes of a frame. They may be written, since every slot is an atomic.
+    pub(super) fn bytes(&self, pfn: Pfn) -> NonNull<u8> {
+        NonNull::from(self.slots_of(pfn)).cast()
+    }
+
+    pub(super) fn fill(&self, pfn: Pfn, entry: Entry) {
+        self.slots_of(pfn).iter().for_each(|slot| slot.hardware().store(entry));
+    }
+
+    pub(super) fn copy(&self, from: Pfn, to: Pfn) {
+        for (from, to) in self.slots_of(from).iter().zip(self.slots_of(to)) {
+            to.hardware().store(from.hardware().load());
+        }
+    }
+
+    pub(super) fn fill_with_garbage(&self, pfn: Pfn) {
+        self.fill(pfn, GARBAGE);
+    }
+
+    /// What the frame is used for; `None` when it was never given to the allocator, or is no memory at all.
+    pub(super) fn frame_use(&self, pfn: Pfn) -> Option<FrameUse> {
+        // Acquire: pairs with `set_use`, so that a check sees what the one who changed the use had done before.
+        self.index(pfn).and_then(|index| decode(self.uses[index].load(Ordering::Acquire)))
+    }
+
+    /// Changes the use and returns the old one.
+    pub(super) fn set_use(&self, pfn: Pfn, to: FrameUse) -> Option<FrameUse> {
+        let index = self.index(pfn)?;
+        decode(self.uses[index].swap(encode(Some(to)), Ordering::AcqRel))
+    }
+
+    /// A CPU has begun to cache an entry that names the frame.
+    pub(super) fn name(&self, pfn: Pfn) {
+        if let Some(index) = self.index(pfn) {
+            self.names[index].fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// A CPU has dropped such an entry.
+    pub(super) fn unname(&self, pfn: Pfn) {
+        if let Some(index) = self.index(pfn) {
+            self.names[index].fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether any CPU caches an entry that names the frame.
+    pub(super) fn is_named(&self, pfn: Pfn) -> bool {
+        self.index(pfn).is_some_and(|index| self.names[index].load(Ordering::Acquire) != 0)
+    }
+
+    /// The frames in use as tables.
+    pub(super) fn tables(&self) -> impl Iterator<Item = Pfn> {
+        let all = (self.first.0..self.first.0 + self.frames.len() as u64).map(Pfn);
+        all.filter(|pfn| self.frame_use(*pfn) == Some(FrameUse::Table))
+    }
+}
+
+const fn encode(frame_use: Option<FrameUse>) -> u8 {
+    match frame_use {
+        None => 0,
+        Some(FrameUse::Free) => 1,
+        Some(FrameUse::Table) => 2,
+        Some(FrameUse::Data) => 3,
+    }
+}
+
+const fn decode(word: u8) -> Option<FrameUse> {
+    match word {
+        1 => Some(FrameUse::Free),
+        2 => Some(FrameUse::Table),
+        3 => Some(FrameUse::Data),
+        _ => None,
+    }
+}

@@ -1,0 +1,226 @@
+//! The whole of a simulated machine, and its verdict: alive, or failed and why.
+
+use super::config::{SimConfig, mix};
+use super::cpu::{SimCpu, lock};
+use super::memory::PhysicalMemory;
+use super::violation::{Cached, SimViolation};
+use super::walk::{self, WalkError};
+use crate::address::{Pfn, VirtAddr};
+use crate::config::PAGE_SIZE;
+use crate::cpu::{CpuId, Cpus};
+use crate::machine::FrameUse;
+use crate::page::{MemMap, Page};
+use crate::pgtable::{EntrySlot, PagingMode};
+use crate::sync::ticket::TicketLock;
+use std::fmt::Write;
+use std::panic::resume_unwind;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+/// The first frame of simulated memory: not 0, so that a frame number that was never set is caught.
+const FIRST_FRAME: Pfn = Pfn(0x100);
+
+/// What a CPU unwinds with when the machine has failed elsewhere.
+pub(super) struct Stopped;
+
+pub(super) struct State<Mode: PagingMode> {
+    pub(super) config: SimConfig,
+    pub(super) locals: Cpus,
+    pub(super) cpus: Box<[SimCpu<Mode>]>,
+    pub(super) memory: PhysicalMemory<Mode::Slot>,
+    pub(super) memmap: MemMap<TicketLock>,
+    epoch: Instant,
+    /// Nanoseconds of the machine's clock; 0 while nothing runs.
+    deadline: AtomicU64,
+    failed: AtomicBool,
+    /// Why, until someone has told it.
+    verdict: Mutex<Option<String>>,
+    violations: Mutex<Vec<SimViolation>>,
+}
+
+impl<Mode: PagingMode> State<Mode> {
+    pub(super) fn new(config: SimConfig) -> Self {
+        let pages = (0..config.frames).map(|_| Page::new()).collect::<Vec<_>>().leak();
+        Self {
+            config,
+            locals: Cpus::new(),
+            cpus: (0..config.cpus as u32).map(|cpu| SimCpu::new(CpuId(cpu), mix(config.seed))).collect(),
+            memory: PhysicalMemory::new(FIRST_FRAME, config.frames),
+            memmap: MemMap::new(FIRST_FRAME, pages),
+            epoch: Instant::now(),
+            deadline: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            verdict: Mutex::new(None),
+            violations: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(super) fn cpu(&self, cpu: CpuId) -> &SimCpu<Mode> {
+        match self.cpus.get(cpu.index()) {
+            Some(cpu) => cpu,
+            None => panic!("simulated machine: there is no {cpu:?}"),
+        }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    // Verdict
+
+    /// Starts the clock of a run, if it is not running for an outer one, until the returned value is dropped.
+    pub(super) fn limit_time(&'static self) -> TimeLimit {
+        let deadline = self.now() + self.config.time_limit.as_nanos() as u64;
+        let was_set = self.deadline.compare_exchange(0, deadline, Ordering::Relaxed, Ordering::Relaxed).is_err();
+        TimeLimit { deadline: (!was_set).then_some(&self.deadline) }
+    }
+
+    /// Whether the machine has neither failed nor run out of time.
+    pub(super) fn is_alive(&self) -> bool {
+        if self.failed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        if deadline == 0 || self.now() <= deadline {
+            return true;
+        }
+        self.fail_with(|| format!("simulated machine: time limit passed\n{}", self.describe()));
+        false
+    }
+
+    /// Unwinds if the machine has failed, telling why if nobody has told it yet.
+    pub(super) fn check_alive(&self) {
+        if !self.is_alive() && !std::thread::panicking() {
+            match self.verdict() {
+                Some(verdict) => panic!("{verdict}"),
+                None => resume_unwind(Box::new(Stopped)),
+            }
+        }
+    }
+
+    /// Stops all CPUs; whoever calls this tells why.
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    fn fail_with(&self, verdict: impl FnOnce() -> String) {
+        let mut slot = lock(&self.verdict);
+        if !self.failed.swap(true, Ordering::Relaxed) {
+            *slot = Some(verdict());
+        }
+    }
+
+    /// Why the machine failed, to one caller.
+    pub(super) fn verdict(&self) -> Option<String> {
+        lock(&self.verdict).take()
+    }
+
+    pub(super) fn report(&self, violation: SimViolation) {
+        lock(&self.violations).push(violation);
+        if self.config.stop_at_violation && !std::thread::panicking() {
+            self.fail();
+            panic!("{violation}");
+        }
+    }
+
+    pub(super) fn take_violations(&self) -> Vec<SimViolation> {
+        std::mem::take(&mut lock(&self.violations))
+    }
+
+    /// What every CPU is doing.
+    pub(super) fn describe(&self) -> String {
+        let mut text = String::new();
+        for cpu in &self.cpus {
+            // Writing to a `String` cannot fail.
+            let _ = writeln!(text, "{cpu}");
+        }
+        text
+    }
+
+    pub(super) fn anyone_runs(&self) -> bool {
+        self.cpus.iter().any(SimCpu::is_running)
+    }
+
+    pub(super) fn ring_all(&self) {
+        self.cpus.iter().for_each(SimCpu::ring);
+    }
+
+    // Memory
+
+    /// Checks and records that frame `pfn` is used differently from now on.
+    pub(super) fn note_frame(&self, pfn: Pfn, to: FrameUse) {
+        let from = self.memory.frame_use(pfn);
+        let is_expected = matches!(
+            (from, to),
+            (None | Some(FrameUse::Table | FrameUse::Data), FrameUse::Free)
+                | (Some(FrameUse::Free | FrameUse::Table), FrameUse::Data)
+                | (Some(FrameUse::Data), FrameUse::Table)
+        );
+        if !is_expected {
+            self.report(SimViolation::WrongTransition { pfn, from, to });
+        }
+        if self.memory.is_named(pfn) {
+            for cpu in &self.cpus {
+                let cached: Option<Cached> = cpu.mmu().knows(pfn);
+                if let Some(cached) = cached {
+                    self.report(SimViolation::RetiredWhileCached { pfn, becomes: to, cpu: cpu.id(), cached });
+                }
+            }
+        }
+        if to == FrameUse::Free && from.is_some() {
+            self.check_unmapped(pfn);
+            self.memory.fill_with_garbage(pfn);
+        }
+        self.memory.set_use(pfn, to);
+    }
+
+    fn check_unmapped(&self, pfn: Pfn) {
+        for table in self.memory.tables().filter(|table| *table != pfn) {
+            for (index, slot) in self.memory.slots_of(table).iter().enumerate() {
+                let entry = slot.hardware().load();
+                if walk::hw::is_present(entry) && walk::hw::pfn(entry) == pfn {
+                    self.report(SimViolation::FreedWhileMapped { pfn, table, index });
+                }
+            }
+        }
+    }
+
+    /// Complains unless `pfn` is used as `expected`.
+    pub(super) fn expect_use(&self, pfn: Pfn, expected: FrameUse) {
+        if self.memory.frame_use(pfn) != Some(expected) {
+            self.report(match expected {
+                FrameUse::Table => SimViolation::NotATable { pfn },
+                _ => SimViolation::NotData { pfn },
+            });
+        }
+    }
+
+    /// Has `cpu` walk an address it may want next, as hardware does on its own account.
+    pub(super) fn speculate(&self, cpu: &SimCpu<Mode>) {
+        let roll = cpu.roll();
+        let mut mmu = cpu.mmu();
+        let known = if roll & 1 == 0 { mmu.known_address(roll as usize >> 8) } else { None };
+        let near = known.map_or(cpu.last_address(), |address| address.0);
+        let offset = (roll >> 1 & 7) * PAGE_SIZE as u64;
+        let address = if roll & 16 == 0 { near.saturating_add(offset) } else { near.saturating_sub(offset) };
+        let outcome = walk::translate(&self.memory, &mut mmu, VirtAddr(address), false);
+        drop(mmu);
+        if let Err(WalkError::NotATable(pfn)) = outcome {
+            self.report(SimViolation::WalkThroughNonTable { cpu: cpu.id(), address: VirtAddr(address), pfn });
+        }
+    }
+}
+
+/// The running clock of a run.
+pub(super) struct TimeLimit {
+    deadline: Option<&'static AtomicU64>,
+}
+
+impl Drop for TimeLimit {
+    fn drop(&mut self) {
+        if let Some(deadline) = self.deadline {
+            deadline.store(0, Ordering::Relaxed);
+        }
+    }
+}

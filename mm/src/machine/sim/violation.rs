@@ -1,0 +1,121 @@
+//! What a simulated machine catches: uses of memory that real hardware would have carried out, silently.
+
+use crate::address::{Pfn, VirtAddr};
+use crate::cpu::CpuId;
+use crate::machine::FrameUse;
+use crate::pgtable::Level;
+use std::fmt;
+
+/// A broken rule.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SimViolation {
+    /// A user access went through a cached translation to a frame that no longer holds data (I29).
+    StaleTranslation {
+        /// Who accessed.
+        cpu: CpuId,
+        /// Which address.
+        address: VirtAddr,
+        /// Where it led.
+        pfn: Pfn,
+    },
+    /// A walk went through a frame that is not a table, or not any more (spec 8.1).
+    WalkThroughNonTable {
+        /// Whose walker.
+        cpu: CpuId,
+        /// The address being translated.
+        address: VirtAddr,
+        /// The frame taken for a table.
+        pfn: Pfn,
+    },
+    /// A frame got another use while a CPU could still translate through it or to it (I30, I36).
+    RetiredWhileCached {
+        /// The frame.
+        pfn: Pfn,
+        /// What it was to become.
+        becomes: FrameUse,
+        /// Who has it cached.
+        cpu: CpuId,
+        /// As what.
+        cached: Cached,
+    },
+    /// A frame got free while an entry of a live table names it.
+    FreedWhileMapped {
+        /// The frame.
+        pfn: Pfn,
+        /// The table that names it.
+        table: Pfn,
+        /// The entry's index there.
+        index: usize,
+    },
+    /// A frame was freed twice, handed out while in use, or made a table without having been allocated.
+    WrongTransition {
+        /// The frame.
+        pfn: Pfn,
+        /// What it was; `None` if it was never given to the allocator.
+        from: Option<FrameUse>,
+        /// What it was to become.
+        to: FrameUse,
+    },
+    /// A frame that is not a table was mapped or loaded as one.
+    NotATable {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// A table or a free frame was zeroed or copied as data.
+    NotData {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// A CPU can still translate an address that it must not know any more (I29).
+    TranslationLeft {
+        /// Which CPU.
+        cpu: CpuId,
+        /// The address.
+        address: VirtAddr,
+        /// Where it leads.
+        pfn: Pfn,
+    },
+    /// A CPU's cached translation allows more than the tables do, or leads elsewhere, though all is quiet.
+    Incoherent {
+        /// Which CPU.
+        cpu: CpuId,
+        /// The address.
+        address: VirtAddr,
+        /// Where it leads.
+        pfn: Pfn,
+    },
+    /// `halt_until_kicked` with interrupts on: an interrupt before the halt would have been lost.
+    HaltWithInterruptsOn {
+        /// Which CPU.
+        cpu: CpuId,
+    },
+    /// An interrupt for a CPU that nobody runs and that stopped with its interrupts off: it will never be taken.
+    InterruptToDeafCpu {
+        /// Which CPU.
+        cpu: CpuId,
+    },
+    /// The fault handler says it has handled the fault, and the access still faults.
+    EndlessFault {
+        /// Which CPU.
+        cpu: CpuId,
+        /// The address.
+        address: VirtAddr,
+    },
+}
+
+/// What a CPU's caches hold of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cached {
+    /// Its TLB translates an address to it.
+    Translation(VirtAddr),
+    /// Its paging-structure cache names it as the table below an entry of this level, for this address.
+    Table(Level, VirtAddr),
+    /// It is loaded as the top table.
+    Top,
+}
+
+impl fmt::Display for SimViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "simulated machine: {self:?}")
+    }
+}

@@ -1,0 +1,152 @@
+//! The page walker: translates as the SDM (3A, 4.5 to 4.10) lets hardware do it, and sets A and D.
+//!
+//! Rule: whatever is cached is used, however old, since hardware may; the tables are read only where nothing is cached.
+
+use super::memory::PhysicalMemory;
+use super::mmu::{Mmu, frame_of};
+use crate::address::{Pfn, VirtAddr};
+use crate::machine::FrameUse;
+use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
+
+/// The entry bits as hardware reads them, on purpose not by `mm`'s own names for them.
+pub(super) mod hw {
+    use crate::address::Pfn;
+    use crate::pgtable::Entry;
+
+    pub(in super::super) const PRESENT: u64 = 1 << 0;
+    const WRITE: u64 = 1 << 1;
+    const USER: u64 = 1 << 2;
+    pub(in super::super) const ACCESSED: u64 = 1 << 5;
+    pub(in super::super) const DIRTY: u64 = 1 << 6;
+    const LARGE: u64 = 1 << 7;
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+    pub(in super::super) fn pfn(entry: Entry) -> Pfn {
+        Pfn((entry.0 & ADDRESS) >> 12)
+    }
+
+    pub(in super::super) fn is_present(entry: Entry) -> bool {
+        entry.0 & PRESENT != 0
+    }
+
+    pub(super) fn is_large(entry: Entry) -> bool {
+        entry.0 & LARGE != 0
+    }
+
+    pub(super) fn is_dirty(entry: Entry) -> bool {
+        entry.0 & DIRTY != 0
+    }
+
+    /// Whether user code may so access the page, going by the rights of all levels folded into one entry.
+    pub(super) fn allows(entry: Entry, write: bool) -> bool {
+        entry.0 & USER != 0 && (!write || entry.0 & WRITE != 0)
+    }
+
+    /// `entry` with only those rights that `above`, the entry that led to its table, grants too.
+    pub(super) fn fold(entry: Entry, above: Entry) -> Entry {
+        Entry(entry.0 & (above.0 | !(WRITE | USER)))
+    }
+
+    /// Whether `cached` allows a store that `current` does not.
+    pub(in super::super) fn allows_more(cached: Entry, current: Entry) -> bool {
+        allows(cached, true) && !allows(current, true)
+    }
+}
+
+/// Why an access did not reach memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum WalkError {
+    /// The CPU raises a page fault.
+    PageFault,
+    /// The walker read a frame that is no table.
+    NotATable(Pfn),
+}
+
+/// Grants everything: what stands above the top table.
+const NO_LEVEL_ABOVE: Entry = Entry(u64::MAX);
+
+/// Translates `address` for an access, through the caches, and caches what it learns.
+pub(super) fn translate<Mode: PagingMode>(
+    memory: &PhysicalMemory<Mode::Slot>,
+    mmu: &mut Mmu<Mode>,
+    address: VirtAddr,
+    write: bool,
+) -> Result<Pfn, WalkError> {
+    if address >= Mode::USER_END {
+        return Err(WalkError::PageFault);
+    }
+    if let Some((level, leaf)) = mmu.translation(address) {
+        if !hw::allows(leaf, write) {
+            return Err(WalkError::PageFault);
+        }
+        if !write || hw::is_dirty(leaf) {
+            return Ok(frame_of::<Mode>(level, leaf, address));
+        }
+        // The first store through this translation: D has to be set in the tables, so they are walked.
+    }
+    let (mut level, mut table, mut above) = match mmu.table(address) {
+        Some((level, entry)) => (below::<Mode>(level)?, hw::pfn(entry), entry),
+        None => (Mode::TOP, mmu.top().ok_or(WalkError::PageFault)?, NO_LEVEL_ABOVE),
+    };
+    loop {
+        if memory.frame_use(table) != Some(FrameUse::Table) {
+            return Err(WalkError::NotATable(table));
+        }
+        let slot = memory.slots_of(table)[Mode::index(level, address)].hardware();
+        let (entry, is_leaf) = touch(slot, level, write, above)?;
+        let folded = hw::fold(entry, above);
+        if is_leaf {
+            mmu.cache_translation(memory, level, address, folded);
+            return Ok(frame_of::<Mode>(level, folded, address));
+        }
+        mmu.cache_table(memory, level, address, folded);
+        (level, table, above) = (below::<Mode>(level)?, hw::pfn(entry), folded);
+    }
+}
+
+/// What the tables say about `address` right now, without touching or caching anything.
+pub(super) fn peek<Mode: PagingMode>(
+    memory: &PhysicalMemory<Mode::Slot>,
+    top: Pfn,
+    address: VirtAddr,
+) -> Option<(Level, Entry)> {
+    let (mut level, mut table, mut above) = (Mode::TOP, top, NO_LEVEL_ABOVE);
+    loop {
+        let entry = memory.slots(table)?[Mode::index(level, address)].hardware().load();
+        if !hw::is_present(entry) {
+            return None;
+        }
+        let folded = hw::fold(entry, above);
+        if level == Level::Pte || hw::is_large(entry) {
+            return Some((level, folded));
+        }
+        (level, table, above) = (Mode::below(level)?, hw::pfn(entry), folded);
+    }
+}
+
+/// Reads an entry and sets its A bit, and D in a leaf for a store, atomically with the check that it is still the same.
+fn touch<S: EntrySlot>(slot: &S, level: Level, write: bool, above: Entry) -> Result<(Entry, bool), WalkError> {
+    let mut entry = slot.load();
+    loop {
+        if !hw::is_present(entry) {
+            return Err(WalkError::PageFault);
+        }
+        let is_leaf = level == Level::Pte || hw::is_large(entry);
+        if is_leaf && !hw::allows(hw::fold(entry, above), write) {
+            return Err(WalkError::PageFault);
+        }
+        let touched = Entry(entry.0 | hw::ACCESSED | if is_leaf && write { hw::DIRTY } else { 0 });
+        if touched == entry {
+            return Ok((entry, is_leaf));
+        }
+        match slot.compare_exchange(entry, touched) {
+            Ok(()) => return Ok((touched, is_leaf)),
+            Err(current) => entry = current,
+        }
+    }
+}
+
+/// Below a PTE there is nothing: a table entry of a cache is never one.
+fn below<Mode: PagingMode>(level: Level) -> Result<Level, WalkError> {
+    Mode::below(level).ok_or(WalkError::PageFault)
+}
