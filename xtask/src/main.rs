@@ -1,1 +1,44 @@
-fn main() {}
+//! The one command line of Latchwork: `cargo xtask run`, `cargo xtask test`, and what they need.
+//!
+//! It runs on the host, knows no crate of ours, and talks to the kernel by `docs/harness.md` alone.
+
+mod build;
+mod child;
+mod cli;
+mod commands;
+mod interrupt;
+mod machine;
+mod options;
+mod postmortem;
+mod protocol;
+mod qemu;
+mod report;
+mod results;
+mod runner;
+mod saved;
+mod setup;
+mod suite;
+mod symbolise;
+mod timing;
+mod verdict;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    // Without the handler Ctrl-C still ends us; QEMU then ends with us by other means.
+    if let Err(error) = interrupt::install() {
+        eprintln!("xtask: no handler for Ctrl-C: {error}");
+    }
+    match commands::run(cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

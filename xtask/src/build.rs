@@ -1,0 +1,153 @@
+//! Builds the kernel and its disk image with the compiler that was found.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::setup::Missing;
+use crate::setup::toolchain::{KERNEL_TARGET, Need, Toolchain, Toolchains};
+use crate::workspace::Workspace;
+
+/// Where page-table locks live. A build of its own each, not a switch at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Locks {
+    /// One lock in each PTE and PMD table.
+    Split,
+    /// One lock for the address space.
+    Single,
+}
+
+impl Locks {
+    /// Its word in `@boot` and on our command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Single => "single",
+        }
+    }
+}
+
+/// How the kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// As it runs and is measured.
+    Release,
+    /// With debug assertions.
+    Debug,
+}
+
+impl Profile {
+    /// Its name in `Cargo.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Release => "kernel",
+            Self::Debug => "kernel-debug",
+        }
+    }
+}
+
+/// One way to build the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Where page-table locks live.
+    pub locks: Locks,
+    /// How it is compiled.
+    pub profile: Profile,
+}
+
+/// A build did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// No compiler or linker.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// Cargo did not start.
+    #[error("cannot start cargo: {0}")]
+    Cargo(#[source] io::Error),
+    /// Cargo's own messages are on the terminal.
+    #[error("building the {0} failed")]
+    Failed(&'static str),
+    /// The result cannot be put in its place.
+    #[error("cannot write {}: {source}", .path.display())]
+    Place {
+        /// The place.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Compiler flags of the kernel: linked at fixed addresses in the top 2 GiB, and with frame pointers, without which a
+/// backtrace is fiction.
+const KERNEL_FLAGS: &str = "-Cforce-frame-pointers=yes -Crelocation-model=static -Ccode-model=kernel";
+
+/// Adds to a cargo command what every build for the kernel's target needs.
+pub fn for_kernel_target(command: &mut Command, toolchain: &Toolchain, workspace: &Workspace) {
+    command.args(["--target", KERNEL_TARGET]).arg("--target-dir").arg(workspace.target("kernel"));
+    command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS", KERNEL_FLAGS);
+    if !toolchain.target_installed {
+        command.env("RUSTC_BOOTSTRAP", "1");
+        command.args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"]);
+    }
+}
+
+/// Builds what runs in the guest.
+pub struct Builder<'a> {
+    workspace: &'a Workspace,
+    toolchains: Toolchains,
+}
+
+impl<'a> Builder<'a> {
+    /// Looks at the machine's compilers.
+    pub fn new(workspace: &'a Workspace) -> Self {
+        Self { workspace, toolchains: Toolchains::survey(workspace) }
+    }
+
+    /// The compilers.
+    pub fn toolchains(&mut self) -> &mut Toolchains {
+        &mut self.toolchains
+    }
+
+    /// Builds the kernel; the ELF stays in place when another variant is built.
+    pub fn kernel(&mut self, variant: Variant) -> Result<PathBuf, BuildError> {
+        let toolchain = self.toolchains.require(Need::KernelTarget)?;
+        let mut command = self.toolchains.cargo(&toolchain)?;
+        command.args(["build", "--package", "kernel", "--profile", variant.profile.name()]);
+        for_kernel_target(&mut command, &toolchain, self.workspace);
+        if variant.locks == Locks::Single {
+            command.args(["--features", "single-lock"]);
+        }
+        run(&mut command, "kernel")?;
+        let built = self.workspace.target("kernel").join(KERNEL_TARGET).join(variant.profile.name()).join("kernel");
+        let name = format!("kernel-{}-{}.elf", variant.locks.word(), variant.profile.name());
+        let place = self.workspace.out(&name);
+        copy(&built, &place)?;
+        Ok(place)
+    }
+
+    /// Makes a UEFI disk image of a kernel.
+    pub fn image(&mut self, kernel: &Path, image: &Path) -> Result<(), BuildError> {
+        let toolchain = self.toolchains.require(Need::LibrarySource)?;
+        let mut command = self.toolchains.cargo(&toolchain)?;
+        command.args(["run", "--quiet", "--package", "latchwork-boot", "--target-dir"]);
+        command.arg(self.workspace.target("boot"));
+        // The boot loader's build script builds it for a target that needs library source.
+        command.env("RUSTC_BOOTSTRAP", "1");
+        command.arg("--").arg(kernel).arg(image);
+        run(&mut command, "disk image")
+    }
+}
+
+fn run(command: &mut Command, what: &'static str) -> Result<(), BuildError> {
+    let status = command.status().map_err(BuildError::Cargo)?;
+    if status.success() { Ok(()) } else { Err(BuildError::Failed(what)) }
+}
+
+/// Copies, making the folder if it is not there.
+fn copy(from: &Path, to: &Path) -> Result<(), BuildError> {
+    let failed = |source| BuildError::Place { path: to.to_path_buf(), source };
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    std::fs::copy(from, to).map(|_| ()).map_err(failed)
+}

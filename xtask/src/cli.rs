@@ -1,0 +1,231 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::build::Locks;
+use crate::options;
+use crate::protocol::logline::Level;
+
+/// Build, boot and test the Latchwork kernel.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Boot the kernel and run a workload; print its report.
+    Run(Run),
+    /// Run every test there is, on the host and in the kernel.
+    Test(Test),
+    /// Name the tests (the same as `test --list`).
+    List(List),
+    /// Build the kernel and print where it is.
+    Build(Build),
+    /// Write a UEFI disk image, for a USB stick for example.
+    Image(Image),
+    /// Show what was found on this machine, where, and what is missing.
+    Doctor,
+    /// Read the log of a saved run.
+    Log(Log),
+    /// Clippy, warnings being errors, for host and kernel code.
+    Clippy,
+}
+
+/// Options of every run.
+#[derive(Args, Clone)]
+pub struct Guest {
+    /// CPUs, 1 to 64.
+    #[arg(long, value_name = "N", default_value = "8", value_parser = options::cpus, allow_negative_numbers = true)]
+    pub smp: u32,
+    /// Memory, such as 512M or 2G.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = options::memory, allow_hyphen_values = true)]
+    pub mem: u64,
+    /// What executes the guest; auto takes KVM only where it is the processor's own.
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    pub accel: Accel,
+    /// Seconds one test may take on the guest's clock, 1 to 86400.
+    #[arg(long, value_name = "SECONDS", value_parser = options::timeout, allow_negative_numbers = true)]
+    pub timeout: Option<Duration>,
+    /// Where every random choice comes from. Round N of a repeated run takes SEED + N.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
+    /// Repeat byte for byte: 2^SHIFT nanoseconds per instruction (0 to 10), one thread, fixed clock.
+    #[arg(long, value_name = "SHIFT", num_args = 0..=1, default_missing_value = "4", value_parser = options::shift)]
+    pub deterministic: Option<u8>,
+    /// Wait for a debugger, and print the line that starts it.
+    #[arg(long)]
+    pub gdb: bool,
+    /// Port for the debugger.
+    #[arg(long, value_name = "PORT", default_value_t = 1234, requires = "gdb")]
+    pub gdb_port: u16,
+    /// The least grave log lines the kernel writes.
+    #[arg(long, value_enum, default_value_t = Level::Info)]
+    pub log: Level,
+    /// Run this kernel instead of building one.
+    #[arg(long, value_name = "ELF", conflicts_with_all = ["release", "debug", "config", "single_lock"])]
+    pub kernel: Option<PathBuf>,
+    /// How the kernel is built.
+    #[command(flatten)]
+    pub variant: Variant,
+}
+
+/// How the kernel is built.
+#[derive(Args, Clone)]
+pub struct Variant {
+    /// Optimised (the default).
+    #[arg(long, conflicts_with = "debug")]
+    pub release: bool,
+    /// With debug assertions.
+    #[arg(long)]
+    pub debug: bool,
+    /// Where page-table locks live.
+    #[arg(long, value_enum, default_value_t = Locks::Split)]
+    pub config: Locks,
+    /// The same as --config single.
+    #[arg(long, conflicts_with = "config")]
+    pub single_lock: bool,
+}
+
+/// The user's word on the accelerator.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Accel {
+    /// KVM where it is real, else TCG.
+    Auto,
+    /// QEMU's translator.
+    Tcg,
+    /// The processor's virtualisation.
+    Kvm,
+}
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Boot {
+    /// UEFI firmware and the boot loader, from a disk image.
+    Uefi,
+    /// At once.
+    Pvh,
+}
+
+/// `run`
+#[derive(Args)]
+pub struct Run {
+    /// The workload.
+    #[arg(default_value = "storm", value_parser = options::word)]
+    pub workload: String,
+    /// How often it repeats its work.
+    #[arg(long, value_name = "N")]
+    pub rounds: Option<u64>,
+    /// How the kernel is entered; pvh if the run is deterministic.
+    #[arg(long, value_enum)]
+    pub boot: Option<Boot>,
+    /// Run this disk image instead of building one.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["compare", "kernel", "boot"])]
+    pub image: Option<PathBuf>,
+    /// Run the split and the single-lock kernel in turn, five times each, and print the ratios of the medians.
+    #[arg(long, conflicts_with_all = ["config", "single_lock", "gdb", "kernel"])]
+    pub compare: bool,
+    /// Write the figures as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// The machine.
+    #[command(flatten)]
+    pub guest: Guest,
+}
+
+/// `test`
+#[derive(Args)]
+pub struct Test {
+    /// Only tests whose name contains this.
+    #[arg(value_parser = options::word)]
+    pub filter: Option<String>,
+    /// Name the tests, run none.
+    #[arg(long)]
+    pub list: bool,
+    /// Only one half. --repeat, --schedules, --deterministic and --gdb run the kernel's half alone.
+    #[arg(long, value_enum)]
+    pub only: Option<Half>,
+    /// Run the kernel's tests so many times.
+    #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
+    pub repeat: Option<u32>,
+    /// Run the kernel's tests under so many deterministic schedules, and name those that fail.
+    #[arg(long, value_name = "N", value_parser = options::times, conflicts_with_all = ["deterministic", "repeat", "gdb"])]
+    pub schedules: Option<u32>,
+    /// Write the results as JUnit XML.
+    #[arg(long, value_name = "PATH")]
+    pub junit: Option<PathBuf>,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// The machine.
+    #[command(flatten)]
+    pub guest: Guest,
+}
+
+/// A half of the tests.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Half {
+    /// Those that run on the host.
+    Host,
+    /// Those that need the kernel.
+    Kernel,
+}
+
+/// `list`
+#[derive(Args)]
+pub struct List {
+    /// Only tests whose name contains this.
+    #[arg(value_parser = options::word)]
+    pub filter: Option<String>,
+    /// The machine.
+    #[command(flatten)]
+    pub guest: Guest,
+}
+
+/// `build`
+#[derive(Args)]
+pub struct Build {
+    /// How the kernel is built.
+    #[command(flatten)]
+    pub variant: Variant,
+}
+
+/// `image`
+#[derive(Args)]
+pub struct Image {
+    /// Where to write it.
+    pub path: PathBuf,
+    /// How the kernel is built.
+    #[command(flatten)]
+    pub variant: Variant,
+}
+
+/// `log`
+#[derive(Args)]
+pub struct Log {
+    /// A run by its number or name; the last one by default.
+    #[arg(long, value_name = "ID")]
+    pub run: Option<String>,
+    /// Name the saved runs.
+    #[arg(long)]
+    pub list: bool,
+    /// Only lines of this CPU.
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<u32>,
+    /// Only lines at least as grave.
+    #[arg(long, value_enum)]
+    pub level: Option<Level>,
+    /// Only lines of this module or one below it.
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Only lines whose text matches.
+    #[arg(long, value_name = "RE")]
+    pub grep: Option<String>,
+}

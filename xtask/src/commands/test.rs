@@ -1,0 +1,198 @@
+//! `cargo xtask test` and `list`: the host's half, the kernel's half, one closing line.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use super::guest;
+use crate::build::{Builder, Variant};
+use crate::cli::{self, Guest, Half};
+use crate::interrupt;
+use crate::machine::{Clock, MAX_SHIFT, Machine, Task};
+use crate::postmortem;
+use crate::results;
+use crate::runner::Medium;
+use crate::setup::qemu;
+use crate::suite::host::HostTests;
+use crate::suite::kernel::{self, Round};
+use crate::suite::progress::Progress;
+use crate::suite::{Case, Outcome, Tally};
+use crate::symbolise::Symbols;
+use crate::verdict::Verdict;
+use crate::workspace::Workspace;
+
+/// Runs the tests; whether all passed.
+pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
+    let machine = guest::machine(&options.guest)?;
+    let rounds = rounds(options, machine.clock);
+    // Options that say how often or under which clock the kernel runs mean nothing to the host's half.
+    let kernel_alone =
+        options.repeat.is_some() || options.schedules.is_some() || machine.clock != Clock::Host || options.guest.gdb;
+    let host = options.only.map_or(!kernel_alone, |half| half == Half::Host);
+    let guest = options.only != Some(Half::Host);
+    // Found or installed before anything long begins.
+    let emulator = if guest { Some(qemu::require()?) } else { None };
+
+    let filter = options.filter.as_deref().unwrap_or_default();
+    let mut builder = Builder::new(workspace);
+    let mut progress = Progress::new();
+    if host && let Err(error) = HostTests::new(workspace, filter).run(builder.toolchains(), &mut progress) {
+        progress.ended(broken("host", &error.to_string()));
+    }
+    let mut no_match = false;
+    if let Some(emulator) = emulator
+        && !interrupt::requested()
+    {
+        match kernel_of(&mut builder, &options.guest) {
+            Err(error) => progress.ended(broken("kernel", &error.to_string())),
+            Ok(kernel) => {
+                let half = KernelHalf { workspace, emulator: &emulator, kernel: &kernel, options, filter };
+                no_match = half.run(machine, &rounds, &mut progress)?;
+            }
+        }
+    }
+    if interrupt::requested() {
+        bail!("interrupted");
+    }
+    if progress.tally().cases().is_empty() && (no_match || !guest) {
+        bail!("no test has a name with {filter:?} in it; cargo xtask list names them");
+    }
+    let tally = progress.close();
+    save(options, &tally)?;
+    Ok(tally.passed())
+}
+
+/// What is run how often: one clock and one seed per boot.
+struct RoundPlan {
+    clock: Clock,
+    seed: u64,
+}
+
+fn rounds(options: &cli::Test, clock: Clock) -> Vec<RoundPlan> {
+    let seed = options.guest.seed;
+    if let Some(count) = options.schedules {
+        let shifts = u32::from(MAX_SHIFT) + 1;
+        // Each shift is a schedule of its own; when they run out, the next seed makes new ones of them.
+        let schedule = |number: u32| RoundPlan {
+            clock: Clock::Instructions { shift: (number % shifts) as u8 },
+            seed: seed.wrapping_add(u64::from(number / shifts)),
+        };
+        return (0..count).map(schedule).collect();
+    }
+    let repeat = options.repeat.unwrap_or(1);
+    (0..repeat).map(|number| RoundPlan { clock, seed: seed.wrapping_add(u64::from(number)) }).collect()
+}
+
+/// The tests that need the kernel.
+struct KernelHalf<'a> {
+    workspace: &'a Workspace,
+    emulator: &'a Path,
+    kernel: &'a Path,
+    options: &'a cli::Test,
+    filter: &'a str,
+}
+
+impl KernelHalf<'_> {
+    /// Runs them; whether the kernel has no test of that name.
+    fn run(&self, machine: Machine, rounds: &[RoundPlan], progress: &mut Progress) -> Result<bool> {
+        if self.options.guest.gdb {
+            println!("{}", guest::debugger_line(self.kernel, self.options.guest.gdb_port));
+        }
+        let mut bad = Vec::new();
+        for (number, round) in rounds.iter().enumerate() {
+            let machine = Machine { clock: round.clock, ..machine };
+            let of =
+                if rounds.len() > 1 { format!(", round {} of {}", number + 1, rounds.len()) } else { String::new() };
+            progress.section(&format!("kernel tests on {machine}, seed {}{of}", round.seed));
+            let task = Task::Test { filter: self.filter.to_owned() };
+            let medium = Medium::Pvh(self.kernel.to_path_buf());
+            let plan = guest::plan(&self.options.guest, machine, medium, task, round.seed);
+            match kernel::run(self.workspace, self.emulator, &plan, self.kernel, progress)? {
+                Round::NoMatch => return Ok(true),
+                Round::Ran(run) if run.verdict == Verdict::Interrupted => return Ok(false),
+                Round::Ran(run) if run.verdict.passed() => {}
+                Round::Ran(_) => bad.push(self.again(round)),
+            }
+        }
+        if rounds.len() > 1 {
+            progress.note(&format!("{} of {} rounds passed", rounds.len() - bad.len(), rounds.len()));
+        }
+        for line in bad {
+            progress.note(&format!("to repeat: {line}"));
+        }
+        Ok(false)
+    }
+
+    /// What to type to see a round again.
+    fn again(&self, round: &RoundPlan) -> String {
+        let mut line = format!("cargo xtask test {} --only kernel --seed {}", self.filter, round.seed);
+        if let Clock::Instructions { shift } = round.clock {
+            line += &format!(" --deterministic {shift}");
+        }
+        let guest = &self.options.guest;
+        line += &format!(" --smp {} --mem {}M", guest.smp, guest.mem);
+        line.replace("  ", " ")
+    }
+}
+
+/// Names the tests, those of the host first.
+pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Result<bool> {
+    let filter = filter.unwrap_or_default();
+    let machine = guest::machine(options)?;
+    let emulator = qemu::require()?;
+    let mut lines: Vec<String> = Vec::new();
+    for (suite, name) in HostTests::new(workspace, filter).list()? {
+        lines.push(format!("{suite} {name}"));
+    }
+    let kernel = kernel_of(&mut Builder::new(workspace), options)?;
+    let task = Task::List { filter: filter.to_owned() };
+    let plan = guest::plan(options, machine, Medium::Pvh(kernel.clone()), task, options.seed);
+    let run = kernel::list(workspace, &emulator, &plan)?;
+    match run.verdict {
+        Verdict::Passed => {
+            let names = run.ended.transcript.listed.iter();
+            lines.extend(names.map(|(name, about)| format!("kernel {name}    {about}").trim_end().to_owned()));
+        }
+        // No kernel test has such a name.
+        Verdict::BadCommandLine if !filter.is_empty() => {}
+        _ => {
+            let symbols = Symbols::load(&kernel, workspace.root());
+            postmortem::report(&run, &symbols).iter().for_each(|line| eprintln!("{line}"));
+            return Ok(false);
+        }
+    }
+    if lines.is_empty() {
+        bail!("no test has a name with {filter:?} in it");
+    }
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(true)
+}
+
+/// The kernel to test: given, or built.
+fn kernel_of(builder: &mut Builder<'_>, options: &Guest) -> Result<PathBuf> {
+    match &options.kernel {
+        Some(kernel) => Ok(kernel.clone()),
+        None => Ok(builder.kernel(Variant::from(&options.variant))?),
+    }
+}
+
+/// A half that could not be run is a failure, and the closing line counts it.
+fn broken(suite: &str, why: &str) -> Case {
+    Case {
+        suite: suite.to_owned(),
+        name: "(could not be run)".to_owned(),
+        outcome: Outcome::Failed,
+        duration: None,
+        detail: why.lines().map(str::to_owned).collect(),
+    }
+}
+
+fn save(options: &cli::Test, tally: &Tally) -> Result<()> {
+    if let Some(path) = &options.junit {
+        super::write(path, &results::junit(tally)?)?;
+    }
+    if let Some(path) = &options.json {
+        super::write(path, &(results::json(tally)? + "\n"))?;
+    }
+    Ok(())
+}

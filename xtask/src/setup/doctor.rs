@@ -1,0 +1,87 @@
+//! `cargo xtask doctor`: what was found, where, and what is missing. Installs nothing.
+
+use std::fmt::Display;
+
+use super::accelerator::Virtualisation;
+use super::packages::{Package, System};
+use super::toolchain::{Need, Toolchains, choose, survey};
+use super::{find_program, ovmf, qemu};
+use crate::workspace::Workspace;
+
+/// Prints the findings; whether all is there.
+pub fn examine(workspace: &Workspace) -> bool {
+    let system = System::detect();
+    let root = if system.root { "root" } else { "not root" };
+    line("system", format_args!("packages by {:?}, {root}", system.manager));
+    line("workspace", workspace.root().display());
+
+    let all = survey();
+    for toolchain in &all {
+        let mut has = Vec::new();
+        has.extend(toolchain.target_installed.then_some("the kernel's target"));
+        has.extend(toolchain.library_source.then_some("library source"));
+        has.extend(toolchain.clippy.is_some().then_some("clippy"));
+        has.extend(toolchain.too_old().then_some("too old"));
+        let has = if has.is_empty() { "host only".to_owned() } else { has.join(", ") };
+        line("compiler", format_args!("{} {} ({has})", toolchain.rustc.display(), toolchain.version));
+    }
+    let mut missing = Vec::new();
+    for (need, what) in [(Need::KernelTarget, "kernel by"), (Need::LibrarySource, "boot image by")] {
+        match choose(&all, need) {
+            Some(toolchain) => line(what, toolchain.rustc.display()),
+            None => {
+                line(what, "MISSING");
+                if !missing.contains(&Package::Toolchain) {
+                    missing.push(Package::Toolchain);
+                }
+            }
+        }
+    }
+    if let Some(toolchain) = choose(&all, Need::KernelTarget) {
+        match Toolchains::survey(workspace).existing_linker(toolchain) {
+            Some(path) => line("linker", path.display()),
+            None => {
+                line("linker", "MISSING");
+                missing.push(Package::Linker);
+            }
+        }
+    }
+    line("rustup", find_program("rustup").map_or_else(|| "none".to_owned(), |path| path.display().to_string()));
+    match qemu::find() {
+        Some(path) => match qemu::version(&path) {
+            Some(version) => line("QEMU", format_args!("{} {version}", path.display())),
+            None => {
+                line("QEMU", format_args!("{} does not run", path.display()));
+                missing.push(Package::Qemu);
+            }
+        },
+        None => {
+            line("QEMU", "MISSING");
+            missing.push(Package::Qemu);
+        }
+    }
+    match ovmf::find() {
+        Some(ovmf) => line("OVMF", ovmf.code.display()),
+        None => {
+            line("OVMF", "MISSING");
+            missing.push(Package::Ovmf);
+        }
+    }
+    let virtualisation = Virtualisation::detect();
+    line("accelerator", format_args!("{} ({})", virtualisation.accelerator(), virtualisation.reason()));
+    if missing.is_empty() {
+        println!("\nAll there: cargo xtask run, cargo xtask test.");
+        return true;
+    }
+    if system.may_install() {
+        println!("\ncargo xtask run and cargo xtask test install what is missing:");
+    } else {
+        println!("\nTo install what is missing, run:");
+    }
+    println!("    {}", system.install_command(&missing));
+    false
+}
+
+fn line(what: &str, finding: impl Display) {
+    println!("{what:>14}  {finding}");
+}

@@ -1,0 +1,9 @@
+//! `cargo xtask test`: host tests, models, checks, and the tests in the kernel, one list and one sum.
+
+pub mod host;
+pub mod kernel;
+pub mod libtest;
+pub mod progress;
+pub mod tally;
+
+pub use tally::{Case, Outcome, Tally};
