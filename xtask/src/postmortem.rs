@@ -35,8 +35,8 @@ pub fn report(run: &Run, symbols: &Symbols) -> Vec<String> {
     for cpu in &run.ended.cpus {
         lines.push(format!("cpu{} (read from outside):", cpu.cpu));
         lines.extend(symbols.backtrace(&cpu.frames).into_iter().map(|line| format!("  {line}")));
-        let general = cpu.registers.lines().take_while(|line| !line.starts_with("FCW"));
-        lines.extend(general.map(|line| format!("    {line}")));
+        let telling = cpu.registers.lines().filter(|line| line.starts_with('R') || line.starts_with("CR"));
+        lines.extend(telling.map(|line| format!("    {line}")));
     }
     let tail = &transcript.tail;
     if !tail.is_empty() {

@@ -112,6 +112,10 @@ pub fn run(workspace: &Workspace, qemu: &Path, plan: &Plan, observer: &mut dyn O
     if let BootMedium::Uefi { variables, .. } = &medium {
         fs::remove_file(variables)?;
     }
+    if !ended.cpus.is_empty() {
+        let dump = ended.cpus.iter().map(|cpu| format!("cpu{}\n{}\n", cpu.cpu, cpu.registers));
+        fs::write(saved.file("registers.log"), dump.collect::<String>())?;
+    }
     let verdict = Verdict::of(&ended.ending, &ended.transcript);
     let words = words.iter().map(|word| word.to_string_lossy().into_owned());
     let record = Record {

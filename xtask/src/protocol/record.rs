@@ -16,6 +16,7 @@ pub struct Boot {
     /// Usable memory in MiB.
     pub memory_mib: u64,
     /// Lock placement: `split` or `single`.
+    #[serde(default)]
     pub build: String,
 }
 
