@@ -53,12 +53,11 @@ impl Invocation<'_> {
         arguments.option("-smp", &self.machine.cpus.to_string());
         arguments.option("-m", &format!("{}M", self.machine.memory_mib));
         arguments.option("-display", "none");
-        arguments.option("-nic", "none");
+        arguments.0.push("-nodefaults".into());
         // A reset stops the machine and keeps its registers until we have read them.
         arguments.option("-action", "reboot=shutdown,shutdown=pause");
         arguments.option("-device", "isa-debug-exit,iobase=0xf4,iosize=4");
         arguments.file("-serial", "file:", self.serial);
-        arguments.option("-monitor", "none");
         arguments.file("-qmp", "unix:", self.monitor);
         arguments.append(",server=on,wait=off");
         let words = self.command_line.to_string().replace(',', ",,");
@@ -69,6 +68,7 @@ impl Invocation<'_> {
                 arguments.0.push(kernel.into());
             }
             BootMedium::Uefi { image, code, variables } => {
+                arguments.option("-vga", "std");
                 arguments.file("-drive", "if=pflash,format=raw,unit=0,readonly=on,file=", code);
                 arguments.file("-drive", "if=pflash,format=raw,unit=1,file=", variables);
                 arguments.file("-drive", "format=raw,snapshot=on,file=", image);
