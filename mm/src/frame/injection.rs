@@ -4,7 +4,8 @@
 //! Rule: a CPU's injection is armed by that CPU and seen by its own allocations only. Switched off it costs one relaxed
 //! load of a line that nobody writes.
 
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::Ordering;
+use crate::sync::atomic::plain::AtomicU32;
 
 /// What is being allocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,7 +10,10 @@ use super::violation::SimViolation;
 use super::{Sim, State};
 use crate::address::VirtAddr;
 use crate::cpu::CpuId;
+use crate::machine::Machine;
 use crate::pgtable::PagingMode;
+use crate::sync::rcu;
+use crate::tlb;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -175,7 +178,9 @@ impl<Mode: PagingMode> Sim<Mode> {
             std::thread::yield_now();
         }
         state.bell().activity = Activity::Running;
-        Entered { machine: self, cpu, _became: current::become_cpu(self.state, cpu) }
+        let _became = current::become_cpu(self.state, cpu);
+        rcu::exit_idle(self);
+        Entered { machine: self, cpu, _became }
     }
 
     /// Interrupts `target`.
@@ -215,7 +220,10 @@ impl<Mode: PagingMode> Sim<Mode> {
             let pending = cpu.pending.swap(0, Ordering::SeqCst);
             cpu.taken.fetch_add(1, Ordering::Relaxed);
             cpu.set_irqs(false);
-            self.handle_interrupts(pending);
+            if pending & FLUSH != 0 {
+                tlb::service(self);
+            }
+            rcu::on_interrupt(self);
             cpu.set_irqs(true);
         }
     }
@@ -253,6 +261,8 @@ impl<Mode: PagingMode> Sim<Mode> {
             }
             let before = std::mem::replace(&mut bell.activity, Activity::Sleeping(key));
             bell.woken = false;
+            // Other threads of this CPU would run now, or its idle loop.
+            rcu::enter_idle(self);
             while !bell.woken && self.state.is_alive() {
                 if cpu.is_pending() {
                     drop(bell);
@@ -262,6 +272,7 @@ impl<Mode: PagingMode> Sim<Mode> {
                     bell = cpu.nap(bell);
                 }
             }
+            rcu::exit_idle(self);
             bell.activity = before;
             if !self.state.is_alive() {
                 break;
@@ -287,6 +298,7 @@ impl<Mode: PagingMode> Sim<Mode> {
         let cpu = self.me();
         let mut bell = cpu.bell();
         bell.activity = Activity::Idle;
+        rcu::enter_idle(self);
         while !done() && self.state.is_alive() {
             if cpu.is_pending() {
                 drop(bell);
@@ -296,6 +308,7 @@ impl<Mode: PagingMode> Sim<Mode> {
                 bell = cpu.nap(bell);
             }
         }
+        rcu::exit_idle(self);
     }
 }
 
@@ -309,6 +322,10 @@ pub(super) struct Entered<Mode: PagingMode> {
 impl<Mode: PagingMode> Drop for Entered<Mode> {
     fn drop(&mut self) {
         let cpu = self.machine.state.cpu(self.cpu);
+        if !std::thread::panicking() {
+            assert_eq!(self.machine.local().held.count(), 0, "{:?} stops with locks held", self.cpu);
+            rcu::enter_idle(self.machine);
+        }
         cpu.bell().activity = Activity::Stopped;
         cpu.running.store(false, Ordering::SeqCst);
         if !std::thread::panicking() {

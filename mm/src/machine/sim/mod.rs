@@ -174,11 +174,6 @@ impl<Mode: PagingMode> Sim<Mode> {
     fn passes(self) {
         self.state.passes(self.me().id());
     }
-
-    /// What the interrupt handler of a kernel does.
-    fn handle_interrupts(self, pending: u32) {
-        let _ = pending & FLUSH;
-    }
 }
 
 // SAFETY: a host thread runs as at most one CPU of a machine and a CPU is run by at most one thread (`enter`, `lend`).

@@ -132,8 +132,12 @@ impl<Mode: PagingMode> State<Mode> {
     pub(super) fn describe(&self) -> String {
         let mut text = String::new();
         for cpu in &self.cpus {
+            let local = self.locals.of(cpu.id());
+            let held: Vec<_> = local.held.iter().collect();
+            let (waits, unanswered) = (local.parking.waiting_for(), local.tlb.unanswered());
             // Writing to a `String` cannot fail.
-            let _ = writeln!(text, "{cpu}");
+            let _ =
+                writeln!(text, "{cpu}, holds {held:x?}, waits for {waits:x?}, flush not answered by {unanswered:x?}");
         }
         text
     }
