@@ -283,3 +283,6 @@ impl<M: Machine> Drop for FreshFrame<'_, M> {
         self.mm.memory().frames().free(self.mm.machine(), self.pfn);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

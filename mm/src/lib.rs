@@ -30,5 +30,19 @@ pub mod pgtable;
 pub mod slab;
 pub mod stats;
 pub mod sync;
+#[cfg(all(test, not(loom)))]
+mod testing;
 pub mod tlb;
 pub mod vma;
+
+/// `debug_assert!` for destructors: while a host test unwinds from a first failure, a second one would only hide it.
+macro_rules! debug_assert_unless_panicking {
+    ($condition:expr, $($message:tt)+) => {
+        #[cfg(test)]
+        let unwinding = std::thread::panicking();
+        #[cfg(not(test))]
+        let unwinding = false;
+        debug_assert!(unwinding || $condition, $($message)+);
+    };
+}
+pub(crate) use debug_assert_unless_panicking;

@@ -290,3 +290,6 @@ fn before<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
 fn after<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
     VirtRange::new(range.end.0.max(vma.range().start.0), vma.range().end.0)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

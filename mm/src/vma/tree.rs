@@ -101,7 +101,7 @@ impl NodeList {
 
 impl Drop for NodeList {
     fn drop(&mut self) {
-        debug_assert!(self.0.is_null(), "tree nodes leaked");
+        crate::debug_assert_unless_panicking!(self.0.is_null(), "tree nodes leaked");
     }
 }
 

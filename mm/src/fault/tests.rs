@@ -1,0 +1,445 @@
+//! Faults on the simulated machine: one CPU first, then races on all.
+
+use super::{FaultError, Resolution, handle_mm_fault};
+use crate::address_space::Mapping;
+use crate::cpu::CpuId;
+use crate::machine::Machine;
+use crate::machine::sim::SimConfig;
+use crate::object::Object;
+use crate::pgtable::{FourLevel, PagingMode, Protection, Tiny};
+use crate::stats::{Counter, LockCounter, StatsSnapshot};
+use crate::sync::LockClass;
+use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
+use crate::vma::Access;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn calm() -> World<FourLevel> {
+    World::new(SimConfig::calm(512, 2, 1))
+}
+
+mod one_cpu {
+    use super::*;
+
+    #[test]
+    fn a_read_of_untouched_memory_shows_the_zero_page() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(16, 32));
+            let process = Process::enter(&world, &mm);
+            assert_eq!(process.read(page(20)), Ok(0));
+            assert_eq!(frame_at(&world, &mm, page(20)), Some(world.memory.zero_page()));
+        });
+    }
+
+    #[test]
+    fn a_write_gets_a_frame_of_its_own() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(16, 32));
+            let process = Process::enter(&world, &mm);
+            process.write(page(16), 7).unwrap();
+            process.write(page(17), 8).unwrap();
+            assert_eq!((process.read(page(16)), process.read(page(17))), (Ok(7), Ok(8)));
+            assert_ne!(frame_at(&world, &mm, page(16)), frame_at(&world, &mm, page(17)));
+        });
+    }
+
+    #[test]
+    fn a_write_after_a_read_replaces_the_zero_page_and_leaves_it_zero() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(16, 32));
+            let process = Process::enter(&world, &mm);
+            assert_eq!(process.read(page(18)), Ok(0));
+            process.write(page(18), 9).unwrap();
+            assert_eq!(process.read(page(18)), Ok(9));
+            assert_eq!(process.read(page(19)), Ok(0));
+        });
+    }
+
+    #[test]
+    fn an_unmapped_address_is_an_error() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(16, 32));
+            let process = Process::enter(&world, &mm);
+            assert_eq!(process.read(page(15)), Err(FaultError::NotMapped));
+            assert_eq!(process.read(page(32)), Err(FaultError::NotMapped));
+        });
+    }
+
+    #[test]
+    fn a_write_to_read_only_memory_is_an_error_and_changes_nothing() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            mm.mmap(pages(16, 17), Protection::READ, Mapping::Anonymous).unwrap();
+            let process = Process::enter(&world, &mm);
+            assert_eq!(process.write(page(16), 1), Err(FaultError::Forbidden));
+            assert_eq!(process.read(page(16)), Ok(0));
+        });
+    }
+
+    #[test]
+    fn an_object_mapped_twice_shows_one_frame() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            let object = Object::create(world.memory, 8).unwrap();
+            for at in [16, 64] {
+                let mapping = Mapping::Object { object: object.clone(), first_page: 0 };
+                mm.mmap(pages(at, at + 8), Protection::READ_WRITE, mapping).unwrap();
+            }
+            let process = Process::enter(&world, &mm);
+            process.write(page(19), 5).unwrap();
+            assert_eq!(process.read(page(67)), Ok(5));
+            assert_eq!(frame_at(&world, &mm, page(19)), object.resident(3));
+            assert_eq!(frame_at(&world, &mm, page(67)), object.resident(3));
+        });
+    }
+
+    /// The design's sentence: one lock of any kind, and it is the PTE table's.
+    #[test]
+    fn a_fault_on_a_present_table_takes_one_lock_of_any_kind() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(0x200, 0x400));
+            let object = Object::create(world.memory, 8).unwrap();
+            object.page(2).unwrap();
+            mm.mmap(pages(0x400, 0x408), Protection::READ_WRITE, Mapping::Object { object, first_page: 0 }).unwrap();
+            let process = Process::enter(&world, &mm);
+            process.write(page(0x200), 1).unwrap();
+            process.write(page(0x401), 1).unwrap();
+            for (what, address, access) in [
+                ("anonymous write", page(0x201), Access::Write),
+                ("anonymous read", page(0x202), Access::Read),
+                ("zero page replaced", page(0x202), Access::Write),
+                ("object page", page(0x402), Access::Read),
+            ] {
+                // The sentence is about a CPU whose reserve holds a frame.
+                let frame = world.memory.frames().alloc(world.machine.handle()).unwrap();
+                world.memory.frames().free(world.machine.handle(), frame);
+                let before = StatsSnapshot::sum(world.machine.handle().cpus());
+                handle_mm_fault(&mm, address, access).unwrap();
+                let taken = StatsSnapshot::sum(world.machine.handle().cpus()).since(&before);
+                assert_eq!(taken.locks(LockClass::ALL, LockCounter::Acquired), 1, "{what}: locks of any kind");
+                assert_eq!(taken.locks(&[LockClass::Pte], LockCounter::Acquired), 1, "{what}: the PTE lock");
+            }
+        });
+    }
+
+    #[test]
+    fn a_fault_that_is_resolved_already_is_spurious() {
+        let world = calm();
+        world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(16, 17));
+            assert_eq!(handle_mm_fault(&mm, page(16), Access::Write), Ok(Resolution::AnonymousPage));
+            assert_eq!(handle_mm_fault(&mm, page(16), Access::Write), Ok(Resolution::Spurious));
+        });
+    }
+
+    /// R34 for the fault path: each allocation fails once, on its own and for good; nothing leaks (I6), and without
+    /// injection the same fault succeeds.
+    #[test]
+    fn every_allocation_of_a_fault_may_fail() {
+        let world = calm();
+        let points = world.alone(|| {
+            let injection = &world.machine.cpus().of(CpuId(0)).injection;
+            let mut nth = 1;
+            loop {
+                let mm = world.mm();
+                map_anonymous(&mm, pages(16, 17));
+                injection.fail_from(nth);
+                let outcome = handle_mm_fault(&mm, page(16), Access::Write);
+                let failed = injection.stop().failed;
+                match outcome {
+                    Err(error) => assert_eq!(error, FaultError::OutOfMemory),
+                    Ok(_) => {
+                        assert_eq!(failed, None, "a fault succeeds although an allocation failed for good");
+                        break nth - 1;
+                    }
+                }
+                drop(mm);
+                world.settle();
+                assert_eq!(world.memory.page_tables(), 0);
+                nth += 1;
+            }
+        });
+        // PUD, PMD and PTE table: frame and (below the PUD) lock; the page.
+        assert_eq!(points, if crate::config::USE_SPLIT_PTE_PTLOCKS { 6 } else { 4 });
+    }
+
+    #[test]
+    fn an_allocation_that_fails_once_is_tried_again() {
+        let world = calm();
+        world.alone(|| {
+            let injection = &world.machine.cpus().of(CpuId(0)).injection;
+            for nth in 1..=4 {
+                let mm = world.mm();
+                map_anonymous(&mm, pages(16, 17));
+                injection.fail_nth(nth);
+                assert_eq!(handle_mm_fault(&mm, page(16), Access::Write), Ok(Resolution::AnonymousPage));
+                injection.stop();
+            }
+        });
+    }
+
+    #[test]
+    fn memory_that_runs_out_is_an_error_and_all_of_it_comes_back() {
+        let world: World<FourLevel> = World::new(SimConfig::calm(64, 1, 1));
+        world.alone(|| {
+            let (mm, other) = (world.mm(), world.mm());
+            map_anonymous(&mm, pages(0x200, 0x400));
+            map_anonymous(&other, pages(0x200, 0x210));
+            let process = Process::enter(&world, &other);
+            (0x200..0x210).for_each(|number| process.write(page(number), number).unwrap());
+            drop(process);
+            let process = Process::enter(&world, &mm);
+            let fill = |from: u64| {
+                (from..0x400).take_while(|number| process.write(page(*number), *number).is_ok()).count() as u64
+            };
+            let written = fill(0x200);
+            assert!((16..64).contains(&written), "{written} pages of 64 frames");
+            assert_eq!(process.write(page(0x200 + written), 1), Err(FaultError::OutOfMemory));
+            for number in 0x200..0x200 + written {
+                assert_eq!(process.read(page(number)), Ok(number), "what was written stays");
+            }
+            drop(other);
+            assert!(fill(0x200 + written) >= 16, "freed memory serves again");
+        });
+    }
+}
+
+mod races {
+    use super::*;
+
+    const CPUS: u64 = 4;
+
+    fn racy<Mode: PagingMode>(frames: usize, seed: u64) -> World<Mode> {
+        World::new(SimConfig::racy(frames, CPUS as usize, seed))
+    }
+
+    /// R1, R2, I15: every CPU touches every page of every table first.
+    fn all_touch_all<Mode: PagingMode>(frames: usize, first: u64, count: u64, seed: u64) {
+        let world: World<Mode> = racy(frames, seed);
+        let mm = world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(first, first + count));
+            mm
+        });
+        world.machine.run_all(|_| {
+            let process = Process::enter(&world, &mm);
+            for number in first..first + count {
+                process.fetch_add(page(number), 1).unwrap();
+            }
+        });
+        world.alone(|| {
+            let process = Process::enter(&world, &mm);
+            let mut frames = std::collections::BTreeSet::new();
+            for number in first..first + count {
+                assert_eq!(process.read(page(number)), Ok(CPUS), "an increment is lost");
+                let pfn = frame_at(&world, &mm, page(number)).expect("a mapped page");
+                assert!(frames.insert(pfn), "{pfn:?} is mapped twice");
+                let descriptor = world.memory.memmap().page(pfn);
+                assert_eq!((descriptor.refcount(), descriptor.mapcount()), (1, 1));
+            }
+            assert_eq!(mm.linked_table_bytes() / 4096 + 1, world.memory.page_tables(), "a spare table was kept (I7)");
+            drop(process);
+            drop(mm);
+        });
+    }
+
+    #[test]
+    fn first_faults_on_the_same_pages_agree_on_one_frame() {
+        (0..8).for_each(|seed| all_touch_all::<FourLevel>(256, 0x1f0, 32, seed));
+    }
+
+    #[test]
+    fn first_faults_on_the_same_pages_agree_on_one_frame_in_two_levels() {
+        (0..16).for_each(|seed| all_touch_all::<Tiny>(128, 1, 14, seed));
+    }
+
+    #[test]
+    fn disjoint_slices_are_filled_by_their_owners() {
+        let world: World<FourLevel> = racy(2048, 3);
+        let mm = world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(0x200, 0x200 * (CPUS + 1)));
+            mm
+        });
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &mm);
+            let slice = 0x200 * (u64::from(cpu.0) + 1);
+            for number in slice..slice + 64 {
+                process.write(page(number), number).unwrap();
+            }
+        });
+        world.alone(|| {
+            let process = Process::enter(&world, &mm);
+            for slice in 1..=CPUS {
+                for number in 0x200 * slice..0x200 * slice + 64 {
+                    assert_eq!(process.read(page(number)), Ok(number));
+                }
+            }
+            drop(process);
+            drop(mm);
+        });
+    }
+
+    #[test]
+    fn an_object_shared_by_two_address_spaces_counts_every_increment() {
+        let world: World<FourLevel> = racy(512, 5);
+        let (object, spaces) = world.alone(|| {
+            let object = Object::create(world.memory, 100).unwrap();
+            let spaces = [world.mm(), world.mm()];
+            for mm in &spaces {
+                for at in [0x1f0, 0x800] {
+                    let mapping = Mapping::Object { object: object.clone(), first_page: 10 };
+                    mm.mmap(pages(at, at + 32), Protection::READ_WRITE, mapping).unwrap();
+                }
+            }
+            (object, spaces)
+        });
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &spaces[cpu.index() % 2]);
+            for number in 0..32 {
+                process.fetch_add(page(0x1f0 + number), 1).unwrap();
+                process.fetch_add(page(0x800 + number), 1).unwrap();
+            }
+        });
+        world.alone(|| {
+            for number in 0..32 {
+                let pfn = object.resident(10 + number).expect("a touched page");
+                assert_eq!(world.machine.handle().frame_words(pfn)[0], 2 * CPUS);
+                let descriptor = world.memory.memmap().page(pfn);
+                assert_eq!((descriptor.mapcount(), descriptor.refcount()), (4, 5));
+            }
+            drop((object, spaces));
+        });
+    }
+
+    /// R3, R20, R41, I29: pages come and go under the feet of writers; no write goes astray, and nothing is translated
+    /// once `munmap` has returned. The simulated machine names any use of a stale translation or freed table.
+    #[test]
+    fn munmap_races_with_faults() {
+        for seed in 0..4 {
+            unmap_while_touching(pages(0x1f8, 0x208), seed);
+        }
+    }
+
+    /// The design's rule for none slots: the region has no tables when the fault begins.
+    #[test]
+    fn munmap_races_with_the_first_fault_of_a_region_without_tables() {
+        for seed in 0..8 {
+            unmap_while_touching(pages(0x4_0000, 0x4_0001), seed);
+        }
+    }
+
+    fn unmap_while_touching(range: crate::address::VirtRange, seed: u64) {
+        const ROUNDS: u64 = 40;
+        let world: World<FourLevel> = racy(512, seed);
+        let mm = world.alone(|| world.mm());
+        let round = AtomicU64::new(0);
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &mm);
+            if cpu.0 == 0 {
+                for _ in 0..ROUNDS {
+                    map_anonymous(&mm, range);
+                    // Something may have been written by now, or not; what is read is zero or a writer's number.
+                    assert!(process.read(range.start).unwrap() <= CPUS);
+                    mm.munmap(range).unwrap();
+                    world.machine.assert_no_translation(mm.pgd(), range);
+                    assert_eq!(mm.linked_table_bytes(), 0, "tables of an empty address space");
+                    round.fetch_add(1, Ordering::Relaxed);
+                }
+                return;
+            }
+            let mut touched = 0;
+            while round.load(Ordering::Relaxed) < ROUNDS {
+                let number = range.start.0 + (touched % range.pages()) * 4096;
+                match process.write(crate::address::VirtAddr(number), u64::from(cpu.0)) {
+                    Ok(()) | Err(FaultError::NotMapped) => touched += 1,
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+        });
+        world.alone(|| drop(mm));
+    }
+
+    /// Once `mprotect` has taken the right to write, no write lands any more.
+    #[test]
+    fn mprotect_races_with_writes() {
+        for seed in 0..4 {
+            let world: World<FourLevel> = racy(512, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                map_anonymous(&mm, pages(0x200, 0x208));
+                mm
+            });
+            let done = AtomicU64::new(0);
+            world.machine.run_all(|cpu| {
+                let process = Process::enter(&world, &mm);
+                if cpu.0 == 0 {
+                    for _ in 0..40 {
+                        mm.mprotect(pages(0x202, 0x206), Protection::READ).unwrap();
+                        let seen: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
+                        for _ in 0..16 {
+                            world.machine.handle().pause();
+                        }
+                        let later: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
+                        assert_eq!(seen, later, "a write landed after the right was gone");
+                        mm.mprotect(pages(0x202, 0x206), Protection::READ_WRITE).unwrap();
+                    }
+                    done.store(1, Ordering::Relaxed);
+                    return;
+                }
+                while done.load(Ordering::Relaxed) == 0 {
+                    for number in 0x200..0x208 {
+                        match process.fetch_add(page(number), 1) {
+                            Ok(_) | Err(FaultError::Forbidden) => (),
+                            Err(error) => panic!("{error:?}"),
+                        }
+                    }
+                }
+            });
+            world.alone(|| drop(mm));
+        }
+    }
+
+    /// Two CPUs store to a page that shows the zero page: one copy, nobody reads the old page afterwards (R18's shape).
+    #[test]
+    fn the_zero_page_is_replaced_once() {
+        for seed in 0..8 {
+            let world: World<FourLevel> = racy(256, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                map_anonymous(&mm, pages(0x200, 0x210));
+                mm
+            });
+            world.machine.run_all(|_| {
+                let process = Process::enter(&world, &mm);
+                for number in 0x200..0x210 {
+                    process.read(page(number)).unwrap();
+                }
+                for number in 0x200..0x210 {
+                    let before = process.fetch_add(page(number), 1).unwrap();
+                    assert!(process.read(page(number)).unwrap() > before, "a read went to the old page");
+                }
+            });
+            world.alone(|| {
+                let process = Process::enter(&world, &mm);
+                assert!((0x200..0x210).all(|number| process.read(page(number)) == Ok(CPUS)));
+                drop(process);
+                drop(mm);
+            });
+            let raced = StatsSnapshot::sum(world.machine.handle().cpus())[Counter::ZeroPageUpgrade];
+            assert_eq!(raced, 16, "each zero page is replaced once");
+        }
+    }
+}

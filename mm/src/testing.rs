@@ -1,0 +1,137 @@
+//! What the host tests share: a simulated machine with `mm` on it, and books that must balance at the end.
+
+use crate::address::{Pfn, VirtAddr, VirtRange};
+use crate::address_space::{LoadedMm, Mapping, Mm, MmRef};
+use crate::config::PAGE_SIZE;
+use crate::cpu::CpuId;
+use crate::fault::{FaultError, handle_mm_fault};
+use crate::frame::FrameAllocator;
+use crate::machine::Machine;
+use crate::machine::sim::{Sim, SimConfig, SimMachine, User};
+use crate::memory::Memory;
+use crate::pgtable::{PagingMode, Protection};
+use crate::slab::SlabKind;
+use crate::vma::Access;
+
+/// A simulated machine that runs `mm`. Dropping it checks that everything taken was given back.
+pub(crate) struct World<Mode: PagingMode> {
+    pub(crate) machine: SimMachine<Mode>,
+    pub(crate) memory: &'static Memory<Sim<Mode>>,
+    free_at_start: u64,
+}
+
+impl<Mode: PagingMode> World<Mode> {
+    pub(crate) fn new(config: SimConfig) -> Self {
+        let machine = SimMachine::new(config);
+        let handle = machine.handle();
+        let (memory, free_at_start) = handle.run_cpu(CpuId(0), || {
+            let memmap = handle.memmap();
+            let frames = FrameAllocator::new(memmap);
+            frames.add_free_range(handle, memmap.first(), memmap.end()).expect("a fresh machine's memory");
+            let memory: &'static _ =
+                Box::leak(Box::new(Memory::new(handle, frames).expect("a frame for the zero page")));
+            (memory, memory.frames().free_frames(handle))
+        });
+        Self { machine, memory, free_at_start }
+    }
+
+    /// Runs `body` as CPU 0 alone.
+    pub(crate) fn alone<R>(&self, body: impl FnOnce() -> R) -> R {
+        self.machine.run_cpu(CpuId(0), body)
+    }
+
+    pub(crate) fn mm(&self) -> MmRef<Sim<Mode>> {
+        Mm::create(self.memory).expect("memory for an address space")
+    }
+
+    pub(crate) fn free_frames(&self) -> u64 {
+        self.memory.frames().free_frames(self.machine.handle())
+    }
+
+    /// Gives back whatever waits or is kept in reserve, so that frames can be counted.
+    pub(crate) fn settle(&self) {
+        self.memory.drain_deferred();
+        self.memory.slab().shrink(self.machine.handle(), self.memory.frames());
+    }
+
+    /// Fails unless every frame, table and object taken since the start has been given back.
+    pub(crate) fn assert_books_balance(&self) {
+        self.alone(|| {
+            self.settle();
+            assert_eq!(self.free_frames(), self.free_at_start, "frames leaked");
+            assert_eq!(self.memory.page_tables(), 0, "page tables leaked (I5)");
+            for kind in
+                [SlabKind::Vma, SlabKind::VmaNode, SlabKind::AddressSpace, SlabKind::Object, SlabKind::ObjectNode]
+            {
+                assert_eq!(self.memory.slab().objects(self.machine.handle(), kind), 0, "{kind:?} objects leaked");
+            }
+            for (cpu, local) in self.machine.handle().cpus().iter() {
+                assert_eq!(local.held.count(), 0, "{cpu:?} ends with a lock held");
+            }
+        });
+    }
+}
+
+impl<Mode: PagingMode> Drop for World<Mode> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.assert_books_balance();
+        }
+    }
+}
+
+/// User code of `mm` on the CPU this thread runs as.
+pub(crate) struct Process<Mode: PagingMode> {
+    loaded: LoadedMm<Sim<Mode>>,
+    machine: Sim<Mode>,
+}
+
+impl<Mode: PagingMode> Process<Mode> {
+    /// Loads `mm` on the current CPU.
+    pub(crate) fn enter(world: &World<Mode>, mm: &MmRef<Sim<Mode>>) -> Self {
+        let machine = world.machine.handle();
+        let mut loaded = LoadedMm::none(machine);
+        loaded.switch_to(Some(mm.clone()));
+        Self { loaded, machine }
+    }
+
+    fn user(&self) -> User<Mode, impl FnMut(VirtAddr, bool) -> Result<(), FaultError>> {
+        let mm = self.loaded.get().expect("entered").clone();
+        self.machine.user(move |address, write| {
+            let access = if write { Access::Write } else { Access::Read };
+            handle_mm_fault(&mm, address, access).map(|_| ())
+        })
+    }
+
+    pub(crate) fn read(&self, address: VirtAddr) -> Result<u64, FaultError> {
+        self.user().read(address)
+    }
+
+    pub(crate) fn write(&self, address: VirtAddr, value: u64) -> Result<(), FaultError> {
+        self.user().write(address, value)
+    }
+
+    pub(crate) fn fetch_add(&self, address: VirtAddr, value: u64) -> Result<u64, FaultError> {
+        self.user().fetch_add(address, value)
+    }
+}
+
+/// The address of page `number` of the user half.
+pub(crate) const fn page(number: u64) -> VirtAddr {
+    VirtAddr(number * PAGE_SIZE as u64)
+}
+
+/// The pages from `first` up to `end`.
+pub(crate) fn pages(first: u64, end: u64) -> VirtRange {
+    VirtRange::new(page(first).0, page(end).0).expect("a range of pages")
+}
+
+/// Maps anonymous memory that may be written.
+pub(crate) fn map_anonymous<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRange) {
+    mm.mmap(range, Protection::READ_WRITE, Mapping::Anonymous).expect("a free range");
+}
+
+/// The frame that `address` shows, if any.
+pub(crate) fn frame_at<Mode: PagingMode>(world: &World<Mode>, mm: &Mm<Sim<Mode>>, address: VirtAddr) -> Option<Pfn> {
+    world.machine.handle().peek(mm.pgd(), address).map(|entry| entry.pfn())
+}
