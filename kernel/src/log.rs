@@ -5,7 +5,7 @@
 
 use core::fmt::Write;
 
-use arch_x86::time;
+use arch_x86::{percpu, time};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::line::Line;
@@ -35,7 +35,7 @@ impl Log for SerialLog {
             "[{:5}.{:06}] cpu{} {:5} {}: {}",
             now / 1_000_000,
             now % 1_000_000,
-            cpu_number(),
+            percpu::cpu().0,
             record.level(),
             short_target(record.target()),
             record.args()
@@ -61,9 +61,4 @@ pub fn init() {
 /// From now on shows records up to `level`.
 pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
-}
-
-/// The running CPU: only one runs yet.
-pub fn cpu_number() -> usize {
-    0
 }

@@ -22,6 +22,8 @@ mod harness;
 #[cfg(target_os = "none")]
 mod heap;
 #[cfg(target_os = "none")]
+mod interrupt;
+#[cfg(target_os = "none")]
 mod line;
 #[cfg(target_os = "none")]
 mod log;
@@ -30,9 +32,21 @@ mod panic;
 #[cfg(target_os = "none")]
 mod record;
 #[cfg(target_os = "none")]
+mod report;
+#[cfg(target_os = "none")]
 mod run;
 #[cfg(target_os = "none")]
 mod serial;
+#[cfg(target_os = "none")]
+mod smp;
+#[cfg(target_os = "none")]
+mod sync;
+#[cfg(target_os = "none")]
+mod thread;
+#[cfg(target_os = "none")]
+mod trap;
+#[cfg(target_os = "none")]
+mod watchdog;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

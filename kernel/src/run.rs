@@ -8,6 +8,7 @@ use crate::exit::{ExitCode, exit};
 use crate::fw_cfg;
 use crate::harness::{self, Tally};
 use crate::record::Record;
+use crate::smp;
 
 /// Reads the command line, does what it asks for, reports, and turns the machine off.
 pub fn run() -> ! {
@@ -23,7 +24,7 @@ pub fn run() -> ! {
         Err(error) => reject(format_args!("command line: {error}")),
     };
     crate::log::set_level(options.log);
-    let cpus = 1;
+    let cpus = smp::online().iter().count();
     Record::new("boot")
         .number("cpus", cpus as u64)
         .text("boot", boot.kind)

@@ -140,6 +140,7 @@ pub fn info() -> &'static BootInfo {
 /// The first code common to every way of booting: on the boot CPU, on the loader's stack and page tables, with
 /// interrupts off. `handoff` reads what the loader left.
 fn start(handoff: impl FnOnce() -> Result<Handoff, BootError>) -> ! {
+    crate::smp::claim_boot_cpu();
     crate::serial::init();
     crate::log::init();
     let heap = crate::heap::init().map_err(BootError::from);
@@ -255,5 +256,5 @@ fn for_each_run(
 /// On the kernel's own tables and the boot CPU's own stack.
 extern "C" fn on_own_tables() -> ! {
     debug_assert!(IMAGE.contains(on_own_tables as *const () as usize));
-    crate::run::run()
+    crate::smp::start(crate::run::run)
 }

@@ -9,6 +9,7 @@ use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{Ordering, fence};
 
+use crate::cpu::{self, Features};
 use crate::{control, msr};
 
 /// Frames the trampoline needs, contiguous, below 1 MiB: code and data, and three levels of tables.
@@ -37,7 +38,8 @@ struct Parameters {
     /// Descriptor table: the null descriptor and [`CODE_DESCRIPTOR`].
     gdt: [u64; 2],
     root: u32,
-    cr4: u32,
+    /// Bits to set in `EFER`.
+    efer: u32,
     /// Far pointer to the 64-bit part of the code.
     long_mode: u32,
     long_mode_selector: u16,
@@ -90,6 +92,8 @@ impl Trampoline {
             // The first 2 MiB at their own address.
             table(3).write(PRESENT_WRITABLE | LARGE);
         }
+        // The kernel half may hold no-execute entries; all other protections are switched on later.
+        let no_execute = cpu::features().contains(Features::NO_EXECUTE);
         // Below 1 MiB, as checked above.
         let base = frames as u32;
         let long_mode_offset = (&raw const CODE_LONG_MODE).addr() - (&raw const CODE).addr();
@@ -100,8 +104,7 @@ impl Trampoline {
             argument: 0,
             gdt: [0, CODE_DESCRIPTOR],
             root: physical(1) as u32,
-            // PCIDs can be enabled in long mode only; the CPU switches them on later, with the other protections.
-            cr4: (control::cr4() & !control::CR4_PCID_ENABLE) as u32,
+            efer: (msr::EFER_LONG_MODE_ENABLE | if no_execute { msr::EFER_NO_EXECUTE_ENABLE } else { 0 }) as u32,
             long_mode: base + long_mode_offset as u32,
             long_mode_selector: CODE_SELECTOR,
             gdt_limit: size_of::<[u64; 2]>() as u16 - 1,
@@ -156,13 +159,13 @@ global_asm!(
     "movzx ebx, bx",
     "shl ebx, 4",
     "lgdt [{gdt_limit}]",
-    "mov eax, dword ptr [{cr4}]",
+    "mov eax, {pae}",
     "mov cr4, eax",
     "mov eax, dword ptr [{root}]",
     "mov cr3, eax",
-    "mov ecx, {efer}",
+    "mov ecx, {efer_register}",
     "rdmsr",
-    "or eax, {efer_bits}",
+    "or eax, dword ptr [{efer}]",
     "wrmsr",
     // PG, WP, ET and PE; CD and NW, which INIT has set, end here.
     "mov eax, 0x80010011",
@@ -188,15 +191,15 @@ global_asm!(
     ".org latchwork_ap_code + {parameters}",
     ".popsection",
     gdt_limit = const PARAMETERS + offset_of!(Parameters, gdt_limit),
-    cr4 = const PARAMETERS + offset_of!(Parameters, cr4),
+    pae = const control::CR4_PHYSICAL_ADDRESS_EXTENSION,
+    efer = const PARAMETERS + offset_of!(Parameters, efer),
     root = const PARAMETERS + offset_of!(Parameters, root),
     long_mode = const PARAMETERS + offset_of!(Parameters, long_mode),
     stack_top = const PARAMETERS + offset_of!(Parameters, stack_top),
     argument = const PARAMETERS + offset_of!(Parameters, argument),
     entry = const PARAMETERS + offset_of!(Parameters, entry),
     parameters = const PARAMETERS,
-    efer = const msr::EFER,
-    efer_bits = const msr::EFER_LONG_MODE_ENABLE | msr::EFER_NO_EXECUTE_ENABLE,
+    efer_register = const msr::EFER,
 );
 
 const _: () = assert!(PARAMETERS + size_of::<Parameters>() <= FRAME_SIZE);

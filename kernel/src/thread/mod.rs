@@ -1,0 +1,116 @@
+//! Kernel threads. A thread belongs to one CPU for life, and kernel mode is not preemptible: a thread runs until it
+//! sleeps, waits, yields or ends.
+//!
+//! That a thread stays on its CPU makes the scheduler small: only that CPU takes it from a run queue, so a thread that is
+//! woken while it is still on its way to sleep merely finds itself in the queue.
+
+mod idle;
+mod join;
+mod scheduler;
+pub mod stack;
+mod tests;
+mod timer;
+mod wait;
+
+use alloc::boxed::Box;
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+use intrusive_collections::LinkedListAtomicLink;
+use mm::cpu::CpuId;
+
+pub use idle::{IdleHooks, run as run_idle, set_hooks as set_idle_hooks};
+pub use join::{JoinHandle, SpawnError, alive, spawn_on};
+pub use scheduler::{adopt_boot_context, current, current_name, is_idle, yield_now};
+use stack::Stack;
+pub use timer::{sleep, tick};
+pub use wait::{NEVER, block_until, block_while, wake};
+
+/// A thread's name for reports; what does not fit is cut.
+#[derive(Clone, Copy)]
+pub struct ShortName {
+    bytes: [u8; Self::ROOM],
+    length: usize,
+}
+
+impl ShortName {
+    const ROOM: usize = 24;
+
+    /// No name.
+    pub const EMPTY: Self = Self { bytes: [0; Self::ROOM], length: 0 };
+
+    /// The name, or as much of it as fits.
+    pub fn new(name: &str) -> Self {
+        let length = name.floor_char_boundary(Self::ROOM);
+        let mut bytes = [0; Self::ROOM];
+        for (to, from) in bytes.iter_mut().zip(name.bytes().take(length)) {
+            *to = from;
+        }
+        Self { bytes, length }
+    }
+}
+
+impl fmt::Display for ShortName {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        let name = self.bytes.get(..self.length).and_then(|bytes| core::str::from_utf8(bytes).ok());
+        write!(out, "'{}'", name.unwrap_or("?"))
+    }
+}
+
+/// What a thread does when it first runs.
+type Start = Box<dyn FnOnce() + Send>;
+
+/// A kernel thread.
+pub struct Thread {
+    name: ShortName,
+    cpu: CpuId,
+    /// Whether this is the context its CPU falls back to when no thread wants to run.
+    is_idle: bool,
+    /// The stack pointer while it does not run. Only its CPU touches it.
+    context: AtomicUsize,
+    /// What to do first; taken by the thread itself.
+    start: UnsafeCell<Option<Start>>,
+    /// None for the idle contexts, which run on the stacks their CPUs started on.
+    stack: Option<Stack>,
+    /// In its CPU's run queue or in a bucket of `wait`, never in both.
+    queue_link: LinkedListAtomicLink,
+    /// In its CPU's list of sleepers.
+    timer_link: LinkedListAtomicLink,
+    /// What it waits for, and whether it is in that key's bucket. Changed with the bucket locked.
+    wait_key: AtomicUsize,
+    in_bucket: AtomicBool,
+    /// When its wait ends at the latest, in nanoseconds. Set before it joins the sleepers.
+    deadline: AtomicU64,
+}
+
+// SAFETY: `start` is written before the thread is shared and afterwards touched by the thread itself alone.
+unsafe impl Sync for Thread {}
+
+impl Thread {
+    fn new(name: &str, cpu: CpuId, is_idle: bool, start: Option<Start>, stack: Option<Stack>) -> Self {
+        Self {
+            name: ShortName::new(name),
+            cpu,
+            is_idle,
+            context: AtomicUsize::new(0),
+            start: UnsafeCell::new(start),
+            stack,
+            queue_link: LinkedListAtomicLink::new(),
+            timer_link: LinkedListAtomicLink::new(),
+            wait_key: AtomicUsize::new(0),
+            in_bucket: AtomicBool::new(false),
+            deadline: AtomicU64::new(NEVER),
+        }
+    }
+
+    /// The thread's name.
+    pub fn name(&self) -> ShortName {
+        self.name
+    }
+
+    /// The CPU it runs on.
+    pub fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+}
