@@ -22,7 +22,7 @@ const NAME: usize = 56;
 /// More files than any machine has: what claims more is no directory.
 const MAX_FILES: u32 = 4096;
 
-/// Longest command line in bytes.
+/// Longest command line the kernel takes, in bytes.
 pub const MAX_CMDLINE: usize = 1024;
 
 /// Why a file's content cannot be had.
@@ -38,7 +38,7 @@ pub enum FwCfgError {
 ///
 /// # Errors
 /// The file is there but is longer than `buffer`, or not UTF-8.
-pub fn cmdline(buffer: &mut [u8; MAX_CMDLINE]) -> Option<Result<&str, FwCfgError>> {
+pub fn cmdline(buffer: &mut [u8]) -> Option<Result<&str, FwCfgError>> {
     let (item, size) = find(CMDLINE)?;
     let Some(bytes) = usize::try_from(size).ok().and_then(|size| buffer.get_mut(..size)) else {
         return Some(Err(FwCfgError::TooLong(size)));
@@ -88,5 +88,35 @@ fn read(bytes: &mut [u8]) {
     for byte in bytes {
         // SAFETY: reading the data port only advances the device's cursor.
         *byte = unsafe { io_port::read_u8(DATA) };
+    }
+}
+
+mod tests {
+    use super::{DIRECTORY, FwCfgError, MAX_CMDLINE, cmdline, find, read, select};
+    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq, ktest_skip};
+
+    ktest! {
+        /// The command line that chose this test can be read again, and a buffer it does not fit in is an error.
+        fn the_command_line_is_read(_t: &TestContext) {
+            let mut buffer = [0; MAX_CMDLINE];
+            let Some(line) = cmdline(&mut buffer) else { ktest_skip!("there is no fw_cfg device") };
+            let line = line?;
+            ktest_assert!(line.contains("mode=test"), "'{line}'");
+            let length = line.len();
+            ktest_assert_eq!(cmdline(&mut [0; 4]), Some(Err(FwCfgError::TooLong(length as u32))));
+        }
+
+        /// A file that is not there is not found, and the directory ends where it says.
+        fn an_unknown_file_is_not_found(_t: &TestContext) {
+            if find("opt/latchwork/cmdline").is_none() {
+                ktest_skip!("there is no fw_cfg device");
+            }
+            ktest_assert_eq!(find("opt/latchwork/cmdlin"), None);
+            ktest_assert_eq!(find(""), None);
+            let mut count = [0; 4];
+            select(DIRECTORY);
+            read(&mut count);
+            ktest_assert!((1..100).contains(&u32::from_be_bytes(count)), "{count:?}");
+        }
     }
 }

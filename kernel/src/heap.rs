@@ -10,6 +10,8 @@ use core::ptr::{self, NonNull};
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
+use crate::harness::books::counter;
+
 /// Size of the heap in bytes.
 const SIZE: usize = 8 << 20;
 
@@ -54,10 +56,7 @@ pub fn init() -> Result<(), NoMemory> {
     Ok(())
 }
 
-/// Bytes in use.
-pub fn used() -> usize {
-    HEAP.0.lock().used()
-}
+counter!("heap bytes in use", || HEAP.0.lock().used() as u64);
 
 // SAFETY: `Heap` hands out disjoint, aligned blocks of `ARENA`; the lock makes every change exclusive.
 unsafe impl GlobalAlloc for KernelHeap {

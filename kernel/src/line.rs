@@ -54,3 +54,35 @@ impl<const N: usize> fmt::Write for Line<N> {
         Ok(())
     }
 }
+
+mod tests {
+    use super::Line;
+    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+    use core::fmt::Write;
+
+    ktest! {
+        /// What fits is kept as it is, and a line that is exactly full is not cut.
+        fn what_fits_is_kept(_t: &TestContext) {
+            let mut line = Line::<16>::new();
+            write!(line, "{}-{}", "wörter", 12345)?;
+            ktest_assert!(!line.is_cut());
+            ktest_assert_eq!(line.as_bytes(), "wörter-12345".as_bytes());
+        }
+
+        /// What does not fit is cut between two characters and marked, and nothing comes after the mark.
+        fn the_rest_is_cut_and_marked(_t: &TestContext) {
+            let mut line = Line::<16>::new();
+            write!(line, "0123456789äöü")?;
+            write!(line, "x")?;
+            ktest_assert!(line.is_cut());
+            ktest_assert_eq!(line.as_bytes(), "0123456789ä…".as_bytes());
+        }
+
+        /// Nothing that is written can make a second line of it.
+        fn a_line_stays_one_line(_t: &TestContext) {
+            let mut line = Line::<32>::new();
+            write!(line, "one\ntwo\r\tthree\0\u{85}")?;
+            ktest_assert_eq!(line.as_bytes(), b"one two  three  ");
+        }
+    }
+}

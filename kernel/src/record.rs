@@ -60,12 +60,16 @@ impl Record {
 
     /// Writes the record.
     pub fn emit(mut self) {
-        put(&mut self.line, format_args!("}}"));
+        self.close();
         if self.line.is_cut() {
             log::error!("record {} is longer than {RECORD} bytes and was dropped", self.kind);
         } else {
             serial::write_line(self.line.as_bytes());
         }
+    }
+
+    fn close(&mut self) {
+        put(&mut self.line, format_args!("}}"));
     }
 
     fn field(mut self, key: &str, value: fmt::Arguments) -> Self {
@@ -104,5 +108,38 @@ impl fmt::Write for Escaper<'_, '_> {
             }
         }
         Ok(())
+    }
+}
+
+mod tests {
+    use super::Record;
+    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+
+    ktest! {
+        /// Fields of every type come out as JSON.
+        fn fields_become_json(_t: &TestContext) {
+            let record = Record::new("kind").number("n", 7_u32).flag("f", true).text("t", "x");
+            let mut record = record.address("a", 0xffff).addresses("l", [1, 2].into_iter()).addresses("e", [].into_iter());
+            record.close();
+            let expected = br#"@kind {"n":7,"f":true,"t":"x","a":"0xffff","l":["0x1","0x2"],"e":[]}"#;
+            ktest_assert_eq!(record.line.as_bytes(), expected);
+            let mut empty = Record::new("kind");
+            empty.close();
+            ktest_assert_eq!(empty.line.as_bytes(), b"@kind {}");
+        }
+
+        /// Characters with a meaning in JSON are escaped.
+        fn texts_are_escaped(_t: &TestContext) {
+            let mut record = Record::new("k").text("t", "a\"b\\c\nd\u{1}é");
+            record.close();
+            ktest_assert_eq!(record.line.as_bytes(), r#"@k {"t":"a\"b\\c\nd\u0001é"}"#.as_bytes());
+        }
+
+        /// A record that does not fit is known to be cut, so that it is never emitted.
+        fn a_record_too_long_is_not_emitted(_t: &TestContext) {
+            let mut record = Record::new("k").addresses("l", (0..300).map(|_| u64::MAX));
+            record.close();
+            ktest_assert!(record.line.is_cut());
+        }
     }
 }

@@ -28,7 +28,7 @@ pub fn run() -> ! {
     Record::new("boot")
         .number("cpus", cpus as u64)
         .text("boot", boot.kind)
-        .number("memory_mib", boot.ram_bytes >> 20)
+        .number("memory_mib", boot.ram_bytes.div_ceil(1 << 20))
         .text("build", "split")
         .emit();
     perform(&options, cpus)

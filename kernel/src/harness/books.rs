@@ -8,9 +8,6 @@ use alloc::vec::Vec;
 
 use linkme::distributed_slice;
 
-use super::Name;
-use super::context::diagnostic;
-
 /// A number that every test must leave as it found it.
 pub struct Counter {
     /// What is counted, as shown when it differs.
@@ -64,14 +61,15 @@ impl Books {
         Self(values)
     }
 
-    /// Settles, reads every counter again and tells which differ. Returns whether none does.
-    pub fn balance(&self, name: Name) -> bool {
+    /// Settles, reads every counter again and shows those that differ: name, value before, value now. Returns whether
+    /// none does.
+    pub fn balance(&self, mut show: impl FnMut(&str, u64, u64)) -> bool {
         settle();
         let mut balanced = true;
         for (counter, &before) in COUNTERS.iter().zip(&self.0) {
-            let after = (counter.read)();
-            if after != before {
-                diagnostic(name, format_args!("leak: {} was {before}, is {after}", counter.name));
+            let now = (counter.read)();
+            if now != before {
+                show(counter.name, before, now);
                 balanced = false;
             }
         }
@@ -82,5 +80,39 @@ impl Books {
 fn settle() {
     for settle in SETTLERS {
         settle();
+    }
+}
+
+mod tests {
+    use super::Books;
+    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    static OWNED: AtomicU64 = AtomicU64::new(0);
+    static LATE: AtomicU64 = AtomicU64::new(0);
+
+    counter!("test things owned", || OWNED.load(Ordering::Relaxed));
+    settler!(|| {
+        OWNED.fetch_sub(LATE.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    });
+
+    ktest! {
+        /// A counter that differs is named with both values; one that was settled in time is not.
+        fn a_leak_is_named(_t: &TestContext) {
+            let books = Books::open();
+            OWNED.store(3, Ordering::Relaxed);
+            LATE.store(1, Ordering::Relaxed);
+            let mut leaks = [("", 0, 0); 2];
+            let mut found = leaks.iter_mut();
+            let balanced = books.balance(|name, before, now| {
+                if let (Some(leak), true) = (found.next(), name == "test things owned") {
+                    *leak = ("test things owned", before, now);
+                }
+            });
+            ktest_assert!(!balanced);
+            ktest_assert_eq!(leaks, [("test things owned", 0, 2), ("", 0, 0)]);
+            LATE.store(2, Ordering::Relaxed);
+            ktest_assert!(books.balance(|_, _, _| ()), "the books do not balance after everything was given back");
+        }
     }
 }

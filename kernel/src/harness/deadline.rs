@@ -41,3 +41,20 @@ pub fn current() -> Option<(Name, u64)> {
     let name = unsafe { NAME.load(Ordering::Relaxed).as_ref() }?;
     Some((*name, due))
 }
+
+mod tests {
+    use super::current;
+    use crate::harness::{TestContext, ktest, ktest_assert};
+
+    ktest! {
+        /// While a test runs, the watchdog can see its name and a moment in the future.
+        fn the_running_test_is_published(_t: &TestContext) {
+            let now = arch_x86::time::now_micros();
+            let published = current();
+            ktest_assert!(
+                published.is_some_and(|(name, due)| name.is("harness::deadline::the_running_test_is_published") && due > now),
+                "{:?}", published.map(|(_, due)| due)
+            );
+        }
+    }
+}

@@ -52,3 +52,20 @@ impl fmt::Display for Name {
         Ok(())
     }
 }
+
+mod tests {
+    use super::Name;
+    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+    use alloc::string::ToString;
+
+    ktest! {
+        /// A name shows the path without crate and test modules, and is searched as it shows.
+        fn a_name_is_the_telling_part_of_a_path(_t: &TestContext) {
+            let name = Name::new("kernel::tests::fault::tests::anonymous_read");
+            ktest_assert_eq!(name.to_string(), "fault::anonymous_read");
+            ktest_assert!(name.contains("fault::anon") && !name.contains("tests"));
+            ktest_assert!(name.is("fault::anonymous_read") && !name.is("fault::anonymous"));
+            ktest_assert_eq!(Name::new("storm").to_string(), "storm");
+        }
+    }
+}

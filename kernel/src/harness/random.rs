@@ -24,3 +24,30 @@ impl Random {
         ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 }
+
+mod tests {
+    use super::Random;
+    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+
+    ktest! {
+        /// The generator is the published one: its first numbers from seed 1234567.
+        fn the_sequence_is_the_published_one(_t: &TestContext) {
+            let mut random = Random::new(1_234_567);
+            let first = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
+            ktest_assert_eq!([(); 3].map(|()| random.next_u64()), first);
+        }
+
+        /// Numbers below a bound are, and all of them occur.
+        fn bounded_numbers_cover_their_range(t: &TestContext) {
+            let mut random = t.random();
+            let mut seen = [false; 7];
+            for _ in 0..500 {
+                let number = random.below(7) as usize;
+                ktest_assert!(number < seen.len());
+                seen[number] = true;
+            }
+            ktest_assert!(seen.iter().all(|seen| *seen), "{seen:?}");
+            ktest_assert_eq!(random.below(0), 0);
+        }
+    }
+}

@@ -79,8 +79,12 @@ fn run(test: &'static Test, options: &Options, cpus: usize) -> Outcome {
     };
     match result {
         Ok(()) if context.has_failed() => Outcome::Failed,
-        Ok(()) if books.balance(test.name) => Outcome::Passed,
-        Ok(()) => Outcome::Failed,
+        Ok(()) => {
+            let balanced = books.balance(|what, before, now| {
+                diagnostic(test.name, format_args!("leak: {what}: {before} before the test, {now} after it"));
+            });
+            if balanced { Outcome::Passed } else { Outcome::Failed }
+        }
         Err(Stop::Failed(message)) => {
             diagnostic(test.name, format_args!("{message}"));
             Outcome::Failed
