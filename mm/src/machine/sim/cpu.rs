@@ -42,12 +42,8 @@ pub(super) enum Activity {
     Idle,
 }
 
-/// What the sleeper and whoever wakes it agree on.
-pub(super) struct Bell {
-    pub(super) activity: Activity,
-    /// `wake` was called with the key this CPU sleeps on.
-    woken: bool,
-}
+/// What the sleeper and whoever wakes it agree on: `wake` was called with the key the CPU sleeps on.
+type Woken = bool;
 
 /// The state of one CPU.
 pub(super) struct SimCpu<Mode> {
@@ -58,8 +54,9 @@ pub(super) struct SimCpu<Mode> {
     pending: AtomicU32,
     /// Interrupts taken so far.
     taken: AtomicU64,
-    bell: Mutex<Bell>,
+    bell: Mutex<Woken>,
     rung: Condvar,
+    activity: Mutex<Activity>,
     mmu: Mutex<Mmu<Mode>>,
     dice: AtomicU64,
     /// Where user code was last, to guess where it goes next.
@@ -74,8 +71,9 @@ impl<Mode: PagingMode> SimCpu<Mode> {
             irqs: AtomicBool::new(true),
             pending: AtomicU32::new(0),
             taken: AtomicU64::new(0),
-            bell: Mutex::new(Bell { activity: Activity::Stopped, woken: false }),
+            bell: Mutex::new(false),
             rung: Condvar::new(),
+            activity: Mutex::new(Activity::Stopped),
             mmu: Mutex::new(Mmu::new()),
             dice: AtomicU64::new(mix(seed ^ mix(u64::from(id.0) + 1))),
             last_address: AtomicU64::new(0),
@@ -100,7 +98,7 @@ impl<Mode: PagingMode> SimCpu<Mode> {
         lock(&self.mmu)
     }
 
-    pub(super) fn bell(&self) -> MutexGuard<'_, Bell> {
+    fn bell(&self) -> MutexGuard<'_, Woken> {
         lock(&self.bell)
     }
 
@@ -135,26 +133,31 @@ impl<Mode: PagingMode> SimCpu<Mode> {
         one_in != 0 && self.roll().is_multiple_of(u64::from(one_in))
     }
 
+    fn activity(&self) -> Activity {
+        *lock(&self.activity)
+    }
+
+    /// Says what the CPU does from now on; returns what it did before.
+    fn set_activity(&self, activity: Activity) -> Activity {
+        std::mem::replace(&mut lock(&self.activity), activity)
+    }
+
     fn is_pending(&self) -> bool {
         self.pending.load(Ordering::SeqCst) != 0
     }
 
-    fn nap<'a>(&self, bell: MutexGuard<'a, Bell>) -> MutexGuard<'a, Bell> {
+    fn nap<'a>(&self, bell: MutexGuard<'a, Woken>) -> MutexGuard<'a, Woken> {
         self.rung.wait_timeout(bell, NAP).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
-impl<Mode> fmt::Display for SimCpu<Mode>
-where
-    Mode: PagingMode,
-{
+impl<Mode: PagingMode> fmt::Display for SimCpu<Mode> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let activity = self.bell.try_lock().map(|bell| bell.activity);
-        let top = self.mmu.try_lock().map(|mmu| mmu.top());
         write!(
             f,
-            "cpu {}: {activity:?}, interrupts {}, pending {:#b}, top table {top:?}, last user access {:#x}",
+            "cpu {}: {:?}, interrupts {}, pending {:#b}, last user access {:#x}",
             self.id.0,
+            self.activity(),
             if self.irqs() { "on" } else { "off" },
             self.pending.load(Ordering::Relaxed),
             self.last_address(),
@@ -173,11 +176,11 @@ impl<Mode: PagingMode> Sim<Mode> {
         let state = self.state.cpu(cpu);
         // SeqCst, with the store in `leave`: see `lend`. Somebody may just be lending it a thread, for a moment.
         while state.running.compare_exchange(false, true, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-            assert_eq!(state.bell().activity, Activity::Stopped, "two threads run as {cpu:?}");
+            assert_eq!(state.activity(), Activity::Stopped, "two threads run as {cpu:?}");
             self.state.check_alive();
             std::thread::yield_now();
         }
-        state.bell().activity = Activity::Running;
+        state.set_activity(Activity::Running);
         let _became = current::become_cpu(self.state, cpu);
         rcu::exit_idle(self);
         Entered { machine: self, cpu, _became }
@@ -234,13 +237,13 @@ impl<Mode: PagingMode> Sim<Mode> {
         if cpu.set_irqs(false) {
             self.state.report(SimViolation::HaltWithInterruptsOn { cpu: cpu.id });
         }
+        let before = cpu.set_activity(Activity::Halted);
         let mut bell = cpu.bell();
-        let before = std::mem::replace(&mut bell.activity, Activity::Halted);
         while !cpu.is_pending() && self.state.is_alive() {
             bell = cpu.nap(bell);
         }
-        bell.activity = before;
         drop(bell);
+        cpu.set_activity(before);
         cpu.set_irqs(true);
         self.state.check_alive();
         self.take_interrupts();
@@ -259,11 +262,11 @@ impl<Mode: PagingMode> Sim<Mode> {
             if !again {
                 break;
             }
-            let before = std::mem::replace(&mut bell.activity, Activity::Sleeping(key));
-            bell.woken = false;
+            let before = cpu.set_activity(Activity::Sleeping(key));
+            *bell = false;
             // Other threads of this CPU would run now, or its idle loop.
             rcu::enter_idle(self);
-            while !bell.woken && self.state.is_alive() {
+            while !*bell && self.state.is_alive() {
                 if cpu.is_pending() {
                     drop(bell);
                     self.take_interrupts();
@@ -273,7 +276,7 @@ impl<Mode: PagingMode> Sim<Mode> {
                 }
             }
             rcu::exit_idle(self);
-            bell.activity = before;
+            cpu.set_activity(before);
             if !self.state.is_alive() {
                 break;
             }
@@ -285,9 +288,9 @@ impl<Mode: PagingMode> Sim<Mode> {
     /// Wakes the CPUs that sleep on `key`.
     pub(super) fn wake_sleepers(self, key: usize) {
         for cpu in &self.state.cpus {
-            let mut bell = cpu.bell();
-            if bell.activity == Activity::Sleeping(key) {
-                bell.woken = true;
+            let mut woken = cpu.bell();
+            if cpu.activity() == Activity::Sleeping(key) {
+                *woken = true;
                 cpu.rung.notify_all();
             }
         }
@@ -296,8 +299,8 @@ impl<Mode: PagingMode> Sim<Mode> {
     /// Takes interrupts until `done`, as an idle CPU does.
     pub(super) fn idle_until(self, done: impl Fn() -> bool) {
         let cpu = self.me();
+        cpu.set_activity(Activity::Idle);
         let mut bell = cpu.bell();
-        bell.activity = Activity::Idle;
         rcu::enter_idle(self);
         while !done() && self.state.is_alive() {
             if cpu.is_pending() {
@@ -326,7 +329,7 @@ impl<Mode: PagingMode> Drop for Entered<Mode> {
             assert_eq!(self.machine.local().held.count(), 0, "{:?} stops with locks held", self.cpu);
             rcu::enter_idle(self.machine);
         }
-        cpu.bell().activity = Activity::Stopped;
+        cpu.set_activity(Activity::Stopped);
         cpu.running.store(false, Ordering::SeqCst);
         if !std::thread::panicking() {
             self.machine.lend(self.cpu);

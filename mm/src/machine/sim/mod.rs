@@ -5,10 +5,8 @@
 //! races are real. What hardware would carry out in silence (use of a stale translation, of a freed table, of a freed
 //! frame) is caught here and named: see [`SimViolation`].
 //!
-//! ```ignore
-//! let machine = SimMachine::<FourLevel>::new(SimConfig::racy(1024, 4, 1));
-//! machine.run_all(|cpu| machine.user(|address, write| mm.fault(address, write)).write(VirtAddr(0x1000), cpu.0.into()));
-//! ```
+//! A test makes a [`SimMachine`], hands its handle to `mm`, and runs closures as CPUs: [`Sim::run_cpu`] one on its own
+//! thread, [`Sim::run`] several at once. Code "in ring 3" is [`Sim::user`], whose faults go to a handler of the test's.
 
 #![allow(unsafe_code)]
 
