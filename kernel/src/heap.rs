@@ -10,8 +10,6 @@ use core::ptr::{self, NonNull};
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
-use crate::harness::books::counter;
-
 /// Size of the heap in bytes.
 const SIZE: usize = 8 << 20;
 
@@ -55,8 +53,6 @@ pub fn init() -> Result<(), NoMemory> {
     unsafe { HEAP.0.lock().init(start, SIZE) };
     Ok(())
 }
-
-counter!("heap bytes in use", || HEAP.0.lock().used() as u64);
 
 // SAFETY: `Heap` hands out disjoint, aligned blocks of `ARENA`; the lock makes every change exclusive.
 unsafe impl GlobalAlloc for KernelHeap {

@@ -55,7 +55,6 @@ impl Books {
     /// Settles and reads every counter.
     pub fn open() -> Self {
         settle();
-        // Room first: the heap is one of the counters.
         let mut values = Vec::with_capacity(COUNTERS.len());
         values.extend(COUNTERS.iter().map(|counter| (counter.read)()));
         Self(values)
