@@ -35,14 +35,10 @@ mod testing;
 pub mod tlb;
 pub mod vma;
 
-/// `debug_assert!` for destructors: while a host test unwinds from a first failure, a second one would only hide it.
-macro_rules! debug_assert_unless_panicking {
-    ($condition:expr, $($message:tt)+) => {
-        #[cfg(test)]
-        let unwinding = std::thread::panicking();
-        #[cfg(not(test))]
-        let unwinding = false;
-        debug_assert!(unwinding || $condition, $($message)+);
-    };
+/// Whether a host test unwinds from a failure: a destructor must not fail again then, it would hide the first.
+fn is_unwinding() -> bool {
+    #[cfg(test)]
+    return std::thread::panicking();
+    #[cfg(not(test))]
+    false
 }
-pub(crate) use debug_assert_unless_panicking;

@@ -211,7 +211,7 @@ impl<M: Machine> Clone for ObjectRef<M> {
 impl<M: Machine> Drop for ObjectRef<M> {
     fn drop(&mut self) {
         // Release: this holder's uses come before the end; pairs with the fence of the last.
-        if self.references.fetch_sub(1, Ordering::Release) != 1 {
+        if self.references.fetch_sub(1, Ordering::Release) != 1 || crate::is_unwinding() {
             return;
         }
         fence(Ordering::Acquire);

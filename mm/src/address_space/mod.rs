@@ -141,7 +141,7 @@ impl<M: Machine> Clone for MmRef<M> {
 impl<M: Machine> Drop for MmRef<M> {
     fn drop(&mut self) {
         // Release: this holder's uses come before the end; pairs with the fence of the last.
-        if self.counts.0.references.fetch_sub(1, Ordering::Release) != 1 {
+        if self.counts.0.references.fetch_sub(1, Ordering::Release) != 1 || crate::is_unwinding() {
             return;
         }
         fence(Ordering::Acquire);
@@ -183,7 +183,7 @@ impl<M: Machine> LoadedMm<M> {
 
 impl<M: Machine> Drop for LoadedMm<M> {
     fn drop(&mut self) {
-        if self.mm.is_some() {
+        if self.mm.is_some() && !crate::is_unwinding() {
             self.switch_to(None);
         }
     }

@@ -18,7 +18,9 @@ pub use entry::{Entry, EntrySlot, Protection, Slot64};
 pub use install::{TableError, pmd_alloc, pte_alloc, pte_alloc_map_lock};
 pub use lockptr::{pmd_lock, pmd_lockptr, pte_lockptr, pud_lock};
 pub use mode::{FourLevel, Level, PagingMode, Tiny};
-pub use offset::{PteLocked, PteMap, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock};
+pub use offset::{
+    PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
+};
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage};
 pub(crate) use remove::{for_each_pte, free_pgtables};
 pub use table::{Slot, Table};

@@ -6,7 +6,7 @@
 //! comes before the section's end (I19, the order of fields below).
 
 use super::ptlock::PtlGuard;
-use super::{Entry, EntrySlot, Level, Slot, Table};
+use super::{Entry, EntrySlot, Level, PagingMode, Slot, Table};
 use crate::address::VirtAddr;
 use crate::address_space::Mm;
 use crate::machine::Machine;
@@ -52,6 +52,11 @@ pub struct PteLocked<'m, M: Machine> {
 }
 
 impl<M: Machine> PteLocked<'_, M> {
+    /// The PMD value that names the locked table; the slot holds it as long as this lives (I16).
+    pub fn pmd(&self) -> Entry {
+        self.map.snapshot
+    }
+
     /// The entry of the address the lookup was made for.
     pub fn load(&self) -> Entry {
         self.map.load()
@@ -121,3 +126,24 @@ pub fn pte_offset_map_lock<'m, M: Machine>(
         // The slot moved on between snapshot and lock (R3): this table may be unhooked. Let go of it and look again.
     }
 }
+
+/// The PMD table for `address`, if all tables above it exist and hold table pointers (`pmd_offset`). Takes no lock.
+pub fn pmd_offset<'r, M: Machine>(mm: &'r Mm<M>, rcu: &'r RcuRead<M>, address: VirtAddr) -> Option<Table<'r, M>> {
+    let mut table = Table::top(mm);
+    while table.level() != Level::Pmd {
+        let entry = table.slot(address).load();
+        let below = M::Mode::below(table.level()).filter(|_| entry.is_table())?;
+        table = Table::map(mm.memory(), rcu, entry.pfn(), below);
+    }
+    Some(table)
+}
+
+/// The PTE of `address` at one instant, `None` where no PTE table is. Takes no lock; for oracles and reports.
+pub fn pte_at<M: Machine>(mm: &Mm<M>, address: VirtAddr) -> Option<Entry> {
+    let rcu = rcu::read_lock(mm.machine());
+    let pmd_table = pmd_offset(mm, &rcu, address)?;
+    Some(pte_offset_map(mm, pmd_table.slot(address), address)?.load())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -101,7 +101,7 @@ impl NodeList {
 
 impl Drop for NodeList {
     fn drop(&mut self) {
-        crate::debug_assert_unless_panicking!(self.0.is_null(), "tree nodes leaked");
+        debug_assert!(self.0.is_null() || crate::is_unwinding(), "tree nodes leaked");
     }
 }
 
