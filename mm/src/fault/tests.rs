@@ -442,4 +442,39 @@ mod races {
             assert_eq!(raced, 16, "each zero page is replaced once");
         }
     }
+
+    /// Spec 7.3: once a store to a fresh page is visible, no CPU reads the zero page in its place, whatever its TLB holds.
+    #[test]
+    fn nobody_reads_the_zero_page_after_its_replacement() {
+        for seed in 0..4 {
+            let world: World<FourLevel> = racy(256, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                map_anonymous(&mm, pages(0x200, 0x210));
+                mm
+            });
+            let (readers, written) = (AtomicU64::new(0), AtomicU64::new(0));
+            world.machine.run_all(|cpu| {
+                let process = Process::enter(&world, &mm);
+                let wait_for = |count: &AtomicU64, least| {
+                    while count.load(Ordering::Acquire) < least {
+                        world.machine.handle().pause();
+                    }
+                };
+                for number in 0..16 {
+                    if cpu.0 == 0 {
+                        wait_for(&readers, (number + 1) * (CPUS - 1));
+                        process.write(page(0x200 + number), 1).unwrap();
+                        written.fetch_add(1, Ordering::Release);
+                    } else {
+                        assert_eq!(process.read(page(0x200 + number)), Ok(0));
+                        readers.fetch_add(1, Ordering::Release);
+                        wait_for(&written, number + 1);
+                        assert_eq!(process.read(page(0x200 + number)), Ok(1), "the zero page is read");
+                    }
+                }
+            });
+            world.alone(|| drop(mm));
+        }
+    }
 }
