@@ -98,9 +98,9 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// Looks at the machine's compilers.
+    /// With this machine's compilers.
     pub fn new(workspace: &'a Workspace) -> Self {
-        Self { workspace, toolchains: Toolchains::survey(workspace) }
+        Self { workspace, toolchains: Toolchains::new(workspace) }
     }
 
     /// The compilers.

@@ -54,6 +54,9 @@ pub struct Guest {
     /// Seconds one test may take on the guest's clock, 1 to 86400.
     #[arg(long, value_name = "SECONDS", value_parser = options::timeout, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
+    /// Seconds the host waits beyond that before it calls a run hung.
+    #[arg(long, value_name = "SECONDS", value_parser = options::timeout, hide = true)]
+    pub margin: Option<Duration>,
     /// Where every random choice comes from. Round N of a repeated run takes SEED + N.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub seed: u64,

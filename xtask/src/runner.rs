@@ -39,6 +39,8 @@ pub struct Plan {
     pub seed: u64,
     /// The user's word on how long one test may take.
     pub timeout: Option<Duration>,
+    /// What the host allows beyond that.
+    pub margin: Duration,
     /// The least grave lines to log.
     pub log: Level,
     /// Port of the debugger to wait for. Time limits are off then.
@@ -96,7 +98,7 @@ pub fn run(workspace: &Workspace, qemu: &Path, plan: &Plan, observer: &mut dyn O
     let command_line = CommandLine { task: plan.task.clone(), seed: plan.seed, timeout, log: plan.log };
     let limits = match plan.gdb {
         Some(_) => Limits::default(),
-        None => timing::host_limits(&plan.machine, timeout, entry),
+        None => timing::host_limits(&plan.machine, timeout, plan.margin, entry),
     };
     let invocation = Invocation {
         machine: &plan.machine,

@@ -6,7 +6,7 @@ use crate::machine::{Accelerator, Clock, Machine};
 use crate::qemu::Limits;
 
 /// What the host allows beyond the guest's own limit, so that the kernel's watchdog, which knows more, comes first.
-const MARGIN: Duration = Duration::from_secs(15);
+pub const MARGIN: Duration = Duration::from_secs(15);
 /// Instructions a slow host executes each second when all CPUs take turns on one thread.
 const INSTRUCTIONS_PER_SECOND: u64 = 25_000_000;
 /// In a deterministic run one test may take this many instructions, or [`LEAST_GUEST_TIME`], whichever is more.
@@ -35,9 +35,9 @@ pub fn guest_limit(machine: &Machine, asked: Option<Duration>) -> Duration {
     })
 }
 
-/// The host's limits for a run in which one test may take `guest_limit`.
-pub fn host_limits(machine: &Machine, guest_limit: Duration, entry: Entry) -> Limits {
-    let test = MARGIN
+/// The host's limits for a run in which one test may take `guest_limit`; `margin` is usually [`MARGIN`].
+pub fn host_limits(machine: &Machine, guest_limit: Duration, margin: Duration, entry: Entry) -> Limits {
+    let test = margin
         + match machine.clock {
             Clock::Host => guest_limit,
             Clock::Instructions { shift } => {
@@ -78,10 +78,10 @@ mod tests {
             let machine = Machine { clock: Clock::Instructions { shift }, ..TCG };
             let guest = guest_limit(&machine, None);
             assert!(guest >= LEAST_GUEST_TIME);
-            let host = host_limits(&machine, guest, Entry::Direct);
+            let host = host_limits(&machine, guest, MARGIN, Entry::Direct);
             assert!(host.silence.is_some_and(|limit| limit >= Duration::from_secs(60)), "shift {shift}: {host:?}");
         }
-        let host = host_limits(&TCG, Duration::from_secs(60), Entry::Direct);
+        let host = host_limits(&TCG, Duration::from_secs(60), MARGIN, Entry::Direct);
         assert_eq!(host.silence, Some(Duration::from_secs(75)));
     }
 }

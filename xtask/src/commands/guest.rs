@@ -6,6 +6,7 @@ use crate::cli::{Accel, Guest};
 use crate::machine::{Accelerator, Clock, Machine, Task};
 use crate::runner::{Medium, Plan};
 use crate::setup::accelerator::Virtualisation;
+use crate::timing;
 
 /// The machine the options ask for.
 ///
@@ -32,6 +33,7 @@ pub fn plan(options: &Guest, machine: Machine, medium: Medium, task: Task, seed:
         task,
         seed,
         timeout: options.timeout,
+        margin: options.margin.unwrap_or(timing::MARGIN),
         log: options.log,
         gdb: options.gdb.then_some(options.gdb_port),
     }

@@ -21,7 +21,7 @@ const PROBE_LINT: &str = "clippy::implicit_return";
 
 /// Lints everything; whether there was no complaint.
 pub fn clippy(workspace: &Workspace) -> Result<bool> {
-    let mut toolchains = Toolchains::survey(workspace);
+    let mut toolchains = Toolchains::new(workspace);
     let mut clean = true;
 
     println!("clippy: host crates");

@@ -128,6 +128,7 @@ mod tests {
             task: Task::Test { filter: String::new() },
             seed: 9,
             timeout: None,
+            margin: Duration::ZERO,
             log: Level::Info,
             gdb: None,
         };

@@ -38,7 +38,7 @@ pub fn examine(workspace: &Workspace) -> bool {
         }
     }
     if let Some(toolchain) = choose(&all, Need::KernelTarget) {
-        match Toolchains::survey(workspace).existing_linker(toolchain) {
+        match Toolchains::new(workspace).existing_linker(toolchain) {
             Some(path) => line("linker", path.display()),
             None => {
                 line("linker", "MISSING");

@@ -4,6 +4,7 @@
 //! called by path and told nothing of rustup, so that each keeps to itself: a compiler with another version's library
 //! source does not work.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::env;
 use std::ffi::OsString;
@@ -115,21 +116,25 @@ pub fn choose(toolchains: &[Toolchain], need: Need) -> Option<&Toolchain> {
     installed.or_else(|| toolchains.iter().find(|toolchain| toolchain.serves(need)))
 }
 
-/// The compilers of this machine, once looked at.
+/// The compilers of this machine, looked at when first needed.
 pub struct Toolchains {
     workspace: Workspace,
-    all: Vec<Toolchain>,
+    all: OnceCell<Vec<Toolchain>>,
 }
 
 impl Toolchains {
-    /// Surveys the machine.
-    pub fn survey(workspace: &Workspace) -> Self {
-        Self { workspace: workspace.clone(), all: survey() }
+    /// Those of this machine.
+    pub fn new(workspace: &Workspace) -> Self {
+        Self { workspace: workspace.clone(), all: OnceCell::new() }
+    }
+
+    fn all(&self) -> &[Toolchain] {
+        self.all.get_or_init(survey)
     }
 
     /// The compiler for a need: found, added by rustup, or installed.
     pub fn require(&mut self, need: Need) -> Result<Toolchain, Missing> {
-        if let Some(found) = choose(&self.all, need) {
+        if let Some(found) = choose(self.all(), need) {
             return Ok(found.clone());
         }
         let rustup = find_program("rustup").filter(|_| rustup_may_download());
@@ -164,13 +169,13 @@ impl Toolchains {
             let clippy = chosen.clippy.clone()?;
             Some((chosen, clippy))
         };
-        if let Some(found) = with_clippy(&self.all) {
+        if let Some(found) = with_clippy(self.all()) {
             return Ok(found);
         }
         let system = System::detect();
         if system.may_install() && system.install(&[Package::Clippy]) {
-            self.all = survey();
-            if let Some(found) = with_clippy(&self.all) {
+            self.all = OnceCell::new();
+            if let Some(found) = with_clippy(self.all()) {
                 return Ok(found);
             }
         }
@@ -237,13 +242,13 @@ impl Toolchains {
 
     /// The linker a build would use, without installing or making one.
     pub fn existing_linker(&self, toolchain: &Toolchain) -> Option<PathBuf> {
-        let own = std::iter::once(toolchain).chain(&self.all).find_map(|one| one.linker_folder.as_ref());
+        let own = std::iter::once(toolchain).chain(self.all()).find_map(|one| one.linker_folder.as_ref());
         own.map(|folder| folder.join("rust-lld")).or_else(|| find_program("rust-lld")).or_else(newest_lld)
     }
 
     fn look_again(&mut self, need: Need) -> Option<Toolchain> {
-        self.all = survey();
-        choose(&self.all, need).cloned()
+        self.all = OnceCell::new();
+        choose(self.all(), need).cloned()
     }
 }
 
