@@ -26,7 +26,7 @@ pub fn clippy(workspace: &Workspace) -> Result<bool> {
 
     println!("clippy: host crates");
     let mut host = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    host.current_dir(workspace.root()).args(["clippy", "--all-targets", "--", "-Dwarnings"]);
+    host.current_dir(workspace.root()).args(["clippy", "--keep-going", "--all-targets", "--", "-Dwarnings"]);
     clean &= host.status().context("cannot start cargo clippy")?.success();
 
     println!("clippy: kernel crates");
@@ -48,7 +48,7 @@ fn kernel_clippy(workspace: &Workspace, toolchains: &mut Toolchains) -> Result<C
     let (toolchain, program) = toolchains.require_clippy(Need::KernelTarget)?;
     let mut command = Command::new(program);
     toolchains.isolate(&toolchain, &mut command)?;
-    command.arg("clippy");
+    command.args(["clippy", "--keep-going"]);
     for name in KERNEL_CRATES {
         command.args(["--package", name]);
     }

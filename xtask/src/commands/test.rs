@@ -13,6 +13,7 @@ use crate::postmortem;
 use crate::results;
 use crate::runner::Medium;
 use crate::setup::qemu;
+use crate::suite::guest::{self as guest_tests, Stage};
 use crate::suite::host::HostTests;
 use crate::suite::kernel::{self, Round};
 use crate::suite::progress::Progress;
@@ -48,6 +49,12 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
             Ok(kernel) => {
                 let half = KernelHalf { workspace, emulator: &emulator, kernel: &kernel, options, filter };
                 no_match = half.run(machine, &rounds, &mut progress)?;
+                // Whether xtask sees what a kernel does is asked once, of a kernel we built.
+                if !kernel_alone && options.guest.kernel.is_none() {
+                    let (emulator, kernel) = (&emulator, &kernel);
+                    let mut stage = Stage { workspace, emulator, kernel, machine, builder: &mut builder };
+                    guest_tests::run(&mut stage, filter, &mut progress);
+                }
             }
         }
     }
@@ -161,6 +168,8 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
             return Ok(false);
         }
     }
+    let of_xtask = guest_tests::TESTS.iter().filter(|test| test.name.contains(filter));
+    lines.extend(of_xtask.map(|test| format!("guest {}    {}", test.name, test.about)));
     if lines.is_empty() {
         bail!("no test has a name with {filter:?} in it");
     }

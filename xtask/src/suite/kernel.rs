@@ -49,7 +49,7 @@ fn case(suite: &str, test: &KernelTest) -> Case {
 /// What came of a round of the kernel's tests.
 pub enum Round {
     /// They ran; the results are in the tally.
-    Ran(Run),
+    Ran(Box<Run>),
     /// No test in the kernel has such a name.
     NoMatch,
 }
@@ -79,7 +79,7 @@ pub fn run(
             progress.ended(case);
         }
     }
-    Ok(Round::Ran(run))
+    Ok(Round::Ran(Box::new(run)))
 }
 
 /// The cases of a run that ended badly: the culprit, as far as it is known, and those whose turn never came.

@@ -1,0 +1,202 @@
+//! Tests of xtask and kernel together: refused command lines, a deterministic run made twice, the disk image.
+//!
+//! Each boots the real kernel, so they belong to `cargo xtask test` and not to plain `cargo test`.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::progress::Progress;
+use super::tally::{Case, Outcome};
+use crate::build::Builder;
+use crate::interrupt;
+use crate::machine::{Accelerator, Clock, Machine, Task};
+use crate::postmortem;
+use crate::protocol::logline::Level;
+use crate::runner::{self, Medium, Plan, Run};
+use crate::setup::ovmf;
+use crate::symbolise::Symbols;
+use crate::timing;
+use crate::verdict::Verdict;
+use crate::workspace::Workspace;
+
+/// What these tests are listed under.
+const SUITE: &str = "guest";
+/// A test that misbehaves is given this long before the watchdog barks.
+const SHORT: Duration = Duration::from_secs(3);
+/// The kernel tests of a run that is made twice: few, and on all CPUs.
+const REPEATED: &str = "boot::";
+/// The shift it is made with.
+const REPEATED_SHIFT: u8 = 4;
+
+/// What a test complains of, line by line.
+type Complaint = Vec<String>;
+
+/// One test.
+pub struct GuestTest {
+    /// Its name.
+    pub name: &'static str,
+    /// What it shows.
+    pub about: &'static str,
+    run: fn(&mut Stage<'_, '_>) -> Result<(), Complaint>,
+}
+
+/// All of them.
+pub const TESTS: [GuestTest; 4] = [
+    GuestTest {
+        name: "verdict::an_unknown_workload_is_refused",
+        about: "a workload the kernel does not know: REFUSED, with one line",
+        run: |stage| {
+            let task = Task::Workload { name: "tempest".to_owned(), rounds: None };
+            stage.expect(task, |run| run.verdict == Verdict::BadCommandLine && run.ended.transcript.errors.len() == 1)
+        },
+    },
+    GuestTest {
+        name: "verdict::an_unknown_test_is_refused",
+        about: "a filter no test matches: REFUSED, with one line",
+        run: |stage| {
+            let task = Task::Test { filter: "no-test-has-this-name".to_owned() };
+            stage.expect(task, |run| run.verdict == Verdict::BadCommandLine && run.ended.transcript.errors.len() == 1)
+        },
+    },
+    GuestTest {
+        name: "deterministic::two_runs_are_the_same_byte_for_byte",
+        about: "two runs with the same seed and shift: equal logs",
+        run: |stage| stage.run_twice(),
+    },
+    GuestTest {
+        name: "boot::the_disk_image_starts_all_cpus",
+        about: "the UEFI disk image boots and sees every CPU",
+        run: |stage| stage.boot_image(),
+    },
+];
+
+/// What these tests run on.
+pub struct Stage<'a, 'b> {
+    /// The workspace.
+    pub workspace: &'a Workspace,
+    /// QEMU.
+    pub emulator: &'a Path,
+    /// The kernel.
+    pub kernel: &'a Path,
+    /// The machine.
+    pub machine: Machine,
+    /// Builds the disk image.
+    pub builder: &'a mut Builder<'b>,
+}
+
+/// Runs those whose name contains the filter.
+pub fn run(stage: &mut Stage<'_, '_>, filter: &str, progress: &mut Progress) {
+    let chosen: Vec<&GuestTest> = TESTS.iter().filter(|test| test.name.contains(filter)).collect();
+    if chosen.is_empty() {
+        return;
+    }
+    progress.section("the kernel from outside");
+    for test in chosen {
+        if interrupt::requested() {
+            return;
+        }
+        progress.started(test.name);
+        let started = Instant::now();
+        let (outcome, detail) = match (test.run)(stage) {
+            Ok(()) => (Outcome::Passed, Vec::new()),
+            Err(complaint) => (Outcome::Failed, complaint),
+        };
+        progress.ended(Case {
+            suite: SUITE.to_owned(),
+            name: test.name.to_owned(),
+            outcome,
+            duration: Some(started.elapsed()),
+            detail,
+        });
+    }
+}
+
+impl Stage<'_, '_> {
+    fn expect(&mut self, task: Task, expected: fn(&Run) -> bool) -> Result<(), Complaint> {
+        let plan = self.plan(task, Medium::Pvh(self.kernel.to_path_buf()), self.machine);
+        let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
+        if expected(&run) { Ok(()) } else { Err(self.complain("this is not how it should have ended", &run)) }
+    }
+
+    fn run_twice(&mut self) -> Result<(), Complaint> {
+        let clock = Clock::Instructions { shift: REPEATED_SHIFT };
+        let machine = Machine { clock, accelerator: Accelerator::Tcg, ..self.machine };
+        let task = Task::Test { filter: REPEATED.to_owned() };
+        let plan = self.plan(task, Medium::Pvh(self.kernel.to_path_buf()), machine);
+        let mut logs = Vec::new();
+        for _ in 0..2 {
+            let run = self.run(&plan)?;
+            if !run.verdict.passed() {
+                return Err(self.complain("the run did not pass", &run));
+            }
+            let path = run.saved.serial();
+            logs.push(fs::read(&path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?);
+        }
+        match first_difference(&logs[0], &logs[1]) {
+            None => Ok(()),
+            Some((line, one, other)) => Err(vec![format!("line {line} differs:"), one, other]),
+        }
+    }
+
+    fn boot_image(&mut self) -> Result<(), Complaint> {
+        let firmware = ovmf::require().map_err(|error| vec![error.to_string()])?;
+        let image = self.workspace.out("latchwork.img");
+        self.builder.image(self.kernel, &image).map_err(|error| vec![error.to_string()])?;
+        let task = Task::List { filter: String::new() };
+        let run = self.run(&self.plan(task, Medium::Uefi(image, firmware), self.machine))?;
+        let boot = run.ended.transcript.boot.as_ref();
+        let all_up = boot.is_some_and(|boot| boot.boot == "uefi" && boot.cpus == self.machine.cpus);
+        if run.verdict.passed() && all_up {
+            Ok(())
+        } else {
+            Err(self.complain("it should have started all CPUs by UEFI and ended well", &run))
+        }
+    }
+
+    fn plan(&self, task: Task, medium: Medium, machine: Machine) -> Plan {
+        Plan { machine, medium, task, seed: 1, timeout: None, margin: timing::MARGIN, log: Level::Info, gdb: None }
+    }
+
+    fn run(&self, plan: &Plan) -> Result<Run, Complaint> {
+        runner::run(self.workspace, self.emulator, plan, &mut ()).map_err(|error| vec![error.to_string()])
+    }
+
+    fn complain(&self, what: &str, run: &Run) -> Complaint {
+        let symbols = Symbols::load(self.kernel, self.workspace.root());
+        std::iter::once(what.to_owned()).chain(postmortem::report(run, &symbols)).collect()
+    }
+}
+
+/// The first line in which two logs differ: its number, and both.
+fn first_difference(one: &[u8], other: &[u8]) -> Option<(usize, String, String)> {
+    if one == other {
+        return None;
+    }
+    let text =
+        |line: Option<&[u8]>| line.map_or("(end of log)".into(), |line| String::from_utf8_lossy(line).into_owned());
+    let (mut left, mut right) = (one.split(|&byte| byte == b'\n'), other.split(|&byte| byte == b'\n'));
+    let mut number = 1;
+    loop {
+        let (a, b) = (left.next(), right.next());
+        if a != b || a.is_none() {
+            return Some((number, text(a), text(b)));
+        }
+        number += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_found_wherever_it_is() {
+        assert_eq!(first_difference(b"a\nb\n", b"a\nb\n"), None);
+        let differs = |one: &[u8], other: &[u8]| first_difference(one, other).map(|(line, ..)| line);
+        assert_eq!(differs(b"a\nb\n", b"a\nc\n"), Some(2));
+        assert_eq!(differs(b"a\n", b"a\nb"), Some(2));
+        assert_eq!(differs(b"a", b"a\nb"), Some(2));
+        assert_eq!(differs(b"", b"x"), Some(1));
+    }
+}
