@@ -31,7 +31,7 @@ pub enum Misbehaviour {
     Spin,
     /// Raises an exception nobody can take.
     TripleFault,
-    /// Prints half a line of KTAP and goes silent.
+    /// Prints half a line of KTAP and ends the run with status *passed*.
     HalfLine,
     /// Ends the run with status *passed* and no closing record.
     SilentExit,

@@ -11,6 +11,8 @@ use crate::serial;
 const RECORD: usize = 2048;
 
 /// A record being built. `Record::new("boot").number("cpus", 8).emit()` writes `@boot {"cpus":8}`.
+///
+/// It is passed on by reference: a copy for each field would fill a kernel stack.
 #[must_use = "a record is written by `emit`"]
 pub struct Record {
     kind: &'static str,
@@ -27,29 +29,29 @@ impl Record {
     }
 
     /// Adds a number.
-    pub fn number(self, key: &str, value: impl Into<u64>) -> Self {
+    pub fn number(&mut self, key: &str, value: impl Into<u64>) -> &mut Self {
         let value = value.into();
         self.field(key, format_args!("{value}"))
     }
 
     /// Adds a truth value.
-    pub fn flag(self, key: &str, value: bool) -> Self {
+    pub fn flag(&mut self, key: &str, value: bool) -> &mut Self {
         self.field(key, format_args!("{value}"))
     }
 
     /// Adds a text.
-    pub fn text(self, key: &str, value: impl fmt::Display) -> Self {
+    pub fn text(&mut self, key: &str, value: impl fmt::Display) -> &mut Self {
         self.field(key, format_args!("\"{}\"", Escaped(value)))
     }
 
     /// Adds an address, as a text of the form `0x…`.
-    pub fn address(self, key: &str, value: u64) -> Self {
+    pub fn address(&mut self, key: &str, value: u64) -> &mut Self {
         self.field(key, format_args!("\"{value:#x}\""))
     }
 
     /// Adds a list of addresses.
-    pub fn addresses(mut self, key: &str, values: impl Iterator<Item = u64>) -> Self {
-        self = self.field(key, format_args!("["));
+    pub fn addresses(&mut self, key: &str, values: impl Iterator<Item = u64>) -> &mut Self {
+        self.field(key, format_args!("["));
         for (index, value) in values.enumerate() {
             let comma = if index == 0 { "" } else { "," };
             put(&mut self.line, format_args!("{comma}\"{value:#x}\""));
@@ -59,7 +61,7 @@ impl Record {
     }
 
     /// Writes the record.
-    pub fn emit(mut self) {
+    pub fn emit(&mut self) {
         self.close();
         if self.line.is_cut() {
             log::error!("record {} is longer than {RECORD} bytes and was dropped", self.kind);
@@ -72,7 +74,7 @@ impl Record {
         put(&mut self.line, format_args!("}}"));
     }
 
-    fn field(mut self, key: &str, value: fmt::Arguments) -> Self {
+    fn field(&mut self, key: &str, value: fmt::Arguments) -> &mut Self {
         let comma = if self.empty { "" } else { "," };
         self.empty = false;
         put(&mut self.line, format_args!("{comma}\"{key}\":{value}"));
@@ -118,9 +120,9 @@ mod tests {
     ktest! {
         /// Fields of every type come out as JSON.
         fn fields_become_json(_t: &TestContext) {
-            let record = Record::new("kind").number("n", 7_u32).flag("f", true).text("t", "x");
-            let mut record = record.address("a", 0xffff).addresses("l", [1, 2].into_iter()).addresses("e", [].into_iter());
-            record.close();
+            let mut record = Record::new("kind");
+            record.number("n", 7_u32).flag("f", true).text("t", "x").address("a", 0xffff);
+            record.addresses("l", [1, 2].into_iter()).addresses("e", [].into_iter()).close();
             let expected = br#"@kind {"n":7,"f":true,"t":"x","a":"0xffff","l":["0x1","0x2"],"e":[]}"#;
             ktest_assert_eq!(record.line.as_bytes(), expected);
             let mut empty = Record::new("kind");
@@ -130,15 +132,15 @@ mod tests {
 
         /// Characters with a meaning in JSON are escaped.
         fn texts_are_escaped(_t: &TestContext) {
-            let mut record = Record::new("k").text("t", "a\"b\\c\nd\u{1}é");
-            record.close();
+            let mut record = Record::new("k");
+            record.text("t", "a\"b\\c\nd\u{1}é").close();
             ktest_assert_eq!(record.line.as_bytes(), r#"@k {"t":"a\"b\\c\nd\u0001é"}"#.as_bytes());
         }
 
         /// A record that does not fit is known to be cut, so that it is never emitted.
         fn a_record_too_long_is_not_emitted(_t: &TestContext) {
-            let mut record = Record::new("k").addresses("l", (0..300).map(|_| u64::MAX));
-            record.close();
+            let mut record = Record::new("k");
+            record.addresses("l", (0..300).map(|_| u64::MAX)).close();
             ktest_assert!(record.line.is_cut());
         }
     }

@@ -2,11 +2,14 @@
 
 use core::fmt;
 
+use mm::config::USE_SPLIT_PTE_PTLOCKS;
+
 use crate::boot;
 use crate::cmdline::{self, Mode, Options};
 use crate::exit::{ExitCode, exit};
 use crate::fw_cfg;
-use crate::harness::{self, Tally};
+use crate::harness;
+use crate::misbehave::misbehave;
 use crate::record::Record;
 use crate::smp;
 
@@ -29,7 +32,7 @@ pub fn run() -> ! {
         .number("cpus", cpus as u64)
         .text("boot", boot.kind)
         .number("memory_mib", boot.ram_bytes.div_ceil(1 << 20))
-        .text("build", "split")
+        .text("build", if USE_SPLIT_PTE_PTLOCKS { "split" } else { "single" })
         .emit();
     perform(&options, cpus)
 }
@@ -39,7 +42,7 @@ fn perform(options: &Options, cpus: usize) -> ! {
         Mode::Test => ("test", harness::run_tests(options, cpus)),
         Mode::List => ("list", harness::list_tests(options)),
         Mode::Run => ("run", harness::run_workload(options, cpus)),
-        Mode::Misbehave(_) => ("misbehave", Some(Tally::default())),
+        Mode::Misbehave(how) => misbehave(how, options.timeout),
     };
     let Some(tally) = tally else {
         match options.mode {

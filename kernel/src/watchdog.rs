@@ -115,11 +115,12 @@ fn fire(test: Name, now: u64) -> ! {
     let _ = write!(text, "cpu {}, thread {name}, {culprit}", cpu.0);
     let text = core::str::from_utf8(text.as_bytes()).unwrap_or("");
     log::error!("{test} has outlived its time limit: {text}");
-    let mut record = Record::new("hang").text("test", test).number("cpu", cpu.0);
+    let mut record = Record::new("hang");
+    record.text("test", test).number("cpu", cpu.0);
     if let Culprit::Waits(lock) = culprit {
-        record = record.address("lock", lock.address as u64);
+        record.address("lock", lock.address as u64);
         if let Some(ticket) = lock.ticket {
-            record = record.number("ticket", ticket);
+            record.number("ticket", ticket);
         }
     }
     record.text("text", text).emit();

@@ -14,6 +14,7 @@ pub mod ipi;
 pub mod layout;
 pub mod msr;
 pub mod paging;
+pub mod reset;
 pub mod time;
 
 #[cfg(target_pointer_width = "64")]

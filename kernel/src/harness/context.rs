@@ -98,7 +98,7 @@ pub(super) fn diagnostic(name: Name, text: fmt::Arguments) {
 }
 
 /// Prints a KTAP line.
-pub(super) fn ktap(text: fmt::Arguments) {
+pub fn ktap(text: fmt::Arguments) {
     let mut line = Line::<512>::new();
     // `Line` never fails: it cuts.
     let _ = fmt::Write::write_fmt(&mut line, text);

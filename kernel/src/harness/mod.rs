@@ -21,7 +21,7 @@ mod random;
 mod runner;
 mod workload;
 
-pub use context::{Stop, TestContext, TestResult};
+pub use context::{Stop, TestContext, TestResult, ktap};
 pub use name::Name;
 pub use random::Random;
 pub use runner::{Tally, list_tests, run_tests};
