@@ -5,7 +5,7 @@
 
 use crate::address::Pfn;
 use crate::page::{decode, encode};
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, array_of, const_new};
 
 /// Frames a reserve holds at most.
 pub(super) const CAPACITY: usize = if cfg!(loom) { 2 } else { 32 };
@@ -22,9 +22,11 @@ pub struct CpuFrames {
 }
 
 impl CpuFrames {
-    /// An empty reserve.
-    pub(crate) fn new() -> Self {
-        Self { slots: core::array::from_fn(|_| AtomicU64::new(0)), top: AtomicUsize::new(0) }
+    const_new! {
+        /// An empty reserve.
+        pub(crate) fn new() -> Self {
+            Self { slots: array_of![AtomicU64::new(0); CAPACITY], top: AtomicUsize::new(0) }
+        }
     }
 
     /// Takes a frame out.
