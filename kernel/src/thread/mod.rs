@@ -21,7 +21,7 @@ use intrusive_collections::LinkedListAtomicLink;
 use mm::cpu::CpuId;
 
 pub use idle::{IdleHooks, run as run_idle, set_hooks as set_idle_hooks};
-pub use join::{JoinHandle, SpawnError, alive, spawn_on};
+pub use join::{JoinHandle, SpawnError, spawn_on};
 pub use scheduler::{adopt_boot_context, current, current_name, is_idle, yield_now};
 use stack::Stack;
 pub use timer::{sleep, tick};
@@ -71,6 +71,8 @@ pub struct Thread {
     context: AtomicUsize,
     /// What to do first; taken by the thread itself.
     start: UnsafeCell<Option<Start>>,
+    /// Set by the thread itself when it gives its CPU away for the last time.
+    has_ended: AtomicBool,
     /// None for the idle contexts, which run on the stacks their CPUs started on.
     stack: Option<Stack>,
     /// In its CPU's run queue or in a bucket of `wait`, never in both.
@@ -95,6 +97,7 @@ impl Thread {
             is_idle,
             context: AtomicUsize::new(0),
             start: UnsafeCell::new(start),
+            has_ended: AtomicBool::new(false),
             stack,
             queue_link: LinkedListAtomicLink::new(),
             timer_link: LinkedListAtomicLink::new(),

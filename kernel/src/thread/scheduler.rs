@@ -17,6 +17,7 @@ use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter}
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
 
+use super::join::note_gone;
 use super::{ShortName, Thread};
 use crate::interrupt;
 use crate::sync::{LockName, Spin};
@@ -163,7 +164,13 @@ pub(super) fn release_previous() {
     let previous = scheduler.previous.swap(ptr::null_mut(), Ordering::Relaxed);
     if !previous.is_null() && !ptr::eq(previous, scheduler.idle.load(Ordering::Relaxed)) {
         // SAFETY: the reference that was `running`'s before the switch.
-        drop(unsafe { Arc::from_raw(previous) });
+        let thread = unsafe { Arc::from_raw(previous) };
+        let has_ended = thread.has_ended.load(Ordering::Relaxed);
+        // The last reference if the thread has ended: it is in no queue and no bucket.
+        drop(thread);
+        if has_ended {
+            note_gone();
+        }
     }
 }
 
