@@ -163,6 +163,21 @@ fn a_level_above_can_take_rights_away() {
 }
 
 #[test]
+fn a_large_leaf_maps_all_its_pages() {
+    const LARGE: u64 = 1 << 7;
+    let rig = Rig::strict();
+    rig.set_pmd(rig.page.address() | RW | LARGE);
+    rig.write(VirtAddr(0), 1).unwrap();
+    rig.write(VA, 2).unwrap();
+    assert_eq!((rig.sim().frame_words(rig.page)[0], rig.sim().frame_words(rig.neighbour)[0]), (1, 2));
+    assert_eq!(rig.pmd(), rig.page.address() | RW | LARGE | ACCESSED | DIRTY);
+    // One flush of any page of it drops it whole.
+    rig.set_pmd(0);
+    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range(range(0x3000, 0x4000))));
+    assert_eq!(rig.read(VA), Err(Unhandled(VA, false)));
+}
+
+#[test]
 fn the_fault_handler_is_asked_until_the_access_succeeds() {
     let rig = Rig::strict();
     rig.set_pte(VA, 0);
@@ -669,6 +684,28 @@ fn a_panic_on_one_cpu_ends_the_run_with_its_message() {
         });
     });
     assert!(text.contains("the bug under test"), "{text}");
+}
+
+#[test]
+fn a_failed_test_can_still_clear_up() {
+    struct ClearsUp(Sim<Tiny>, Pfn);
+    impl Drop for ClearsUp {
+        fn drop(&mut self) {
+            self.0.kick(CPU1);
+            self.0.flush_local(LocalFlush::AddressSpace);
+            self.0.note_frame(self.1, FrameUse::Free);
+        }
+    }
+    let rig = Rig::strict();
+    let text = panic_of(|| {
+        let _clears_up = ClearsUp(rig.sim(), rig.neighbour);
+        rig.sim().run_all(|cpu| {
+            rig.sim().irq_save();
+            assert_ne!(cpu, CPU1, "the bug under test");
+        });
+    });
+    assert!(text.contains("the bug under test"), "{text}");
+    assert_eq!(rig.caught(), [SimViolation::FreedWhileMapped { pfn: rig.neighbour, table: rig.table, index: 2 }]);
 }
 
 #[test]
