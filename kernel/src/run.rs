@@ -9,6 +9,7 @@ use crate::cmdline::{self, Mode, Options};
 use crate::exit::{ExitCode, exit};
 use crate::fw_cfg;
 use crate::harness;
+use crate::memory;
 use crate::misbehave::misbehave;
 use crate::record::Record;
 use crate::smp;
@@ -16,6 +17,10 @@ use crate::smp;
 /// Reads the command line, does what it asks for, reports, and turns the machine off.
 pub fn run() -> ! {
     let boot = boot::info();
+    if let Err(error) = memory::take_over() {
+        log::error!("boot failed: {error}");
+        exit(ExitCode::BootFailed)
+    }
     let mut buffer = [0; fw_cfg::MAX_CMDLINE];
     let line = match fw_cfg::cmdline(&mut buffer) {
         Some(Ok(line)) => line,

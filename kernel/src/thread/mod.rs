@@ -27,6 +27,8 @@ use stack::Stack;
 pub use timer::{sleep, tick};
 pub use wait::{NEVER, block_until, block_while, wake};
 
+use crate::memory::UserSlot;
+
 /// A thread's name for reports; what does not fit is cut.
 #[derive(Clone, Copy)]
 pub struct ShortName {
@@ -75,6 +77,8 @@ pub struct Thread {
     has_ended: AtomicBool,
     /// None for the idle contexts, which run on the stacks their CPUs started on.
     stack: Option<Stack>,
+    /// The address space it is in.
+    user: UserSlot,
     /// In its CPU's run queue or in a bucket of `wait`, never in both.
     queue_link: LinkedListAtomicLink,
     /// In its CPU's list of sleepers.
@@ -99,6 +103,7 @@ impl Thread {
             start: UnsafeCell::new(start),
             has_ended: AtomicBool::new(false),
             stack,
+            user: UserSlot::new(),
             queue_link: LinkedListAtomicLink::new(),
             timer_link: LinkedListAtomicLink::new(),
             wait_key: AtomicUsize::new(0),
@@ -110,6 +115,11 @@ impl Thread {
     /// The thread's name.
     pub fn name(&self) -> ShortName {
         self.name
+    }
+
+    /// The address space it is in.
+    pub fn user(&self) -> &UserSlot {
+        &self.user
     }
 
     /// The CPU it runs on.

@@ -19,8 +19,8 @@ use mm::cpu::CpuId;
 
 use super::join::note_gone;
 use super::{ShortName, Thread};
-use crate::interrupt;
 use crate::sync::{LockName, Spin};
+use crate::{interrupt, memory};
 
 intrusive_adapter!(pub(super) QueueLink = Arc<Thread>: Thread { queue_link => LinkedListAtomicLink });
 
@@ -150,6 +150,7 @@ pub(super) fn switch_away() {
         if let Some(stack) = &to.stack {
             percpu::current().set_kernel_stack(stack.top());
         }
+        memory::switch_to(&to.user);
         // SAFETY: `to` does not run, since its CPU is this one; its context was stored by an earlier switch away from
         // it, or prepared. Interrupts are off. `from.context` lives as long as its thread.
         unsafe { switch::switch_stacks(from.context.as_ptr(), to.context.load(Ordering::Relaxed)) };

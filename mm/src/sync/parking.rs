@@ -140,7 +140,7 @@ impl<'m, M: Machine> Wait<'m, M> {
             }
         }
         if self.machine.now().saturating_sub(self.since) > STUCK_AFTER {
-            self.machine.stuck(self.class.waiting());
+            self.machine.stuck(self.class.description());
         }
         false
     }
