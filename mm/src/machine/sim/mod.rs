@@ -176,7 +176,8 @@ impl<Mode: PagingMode> Sim<Mode> {
     }
 }
 
-// SAFETY: a host thread runs as at most one CPU of a machine and a CPU is run by at most one thread (`enter`, `lend`).
+// SAFETY: a host thread runs as at most one CPU of a machine and a CPU is run by at most one thread (`enter`, `lend`); the
+// destructors of a failed test run as CPU 0 when no thread runs it any more (`me`).
 // `map_table` and `frame_bytes` give out the frame's own slots, which live as long as the process.
 unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     type Mode = SimMode<Mode>;
