@@ -9,6 +9,8 @@ use crate::verdict::Verdict;
 
 /// So many of the last lines are shown.
 const LAST_LINES: usize = 25;
+/// How the lines of QEMU's register dump begin that are shown: general and control registers. `registers.log` has all.
+const TELLING: [&str; 9] = ["RAX", "RSI", "R8", "R12", "RIP", "EAX", "ESI", "EIP", "CR"];
 
 /// The report, line by line.
 pub fn report(run: &Run, symbols: &Symbols) -> Vec<String> {
@@ -35,7 +37,7 @@ pub fn report(run: &Run, symbols: &Symbols) -> Vec<String> {
     for cpu in &run.ended.cpus {
         lines.push(format!("cpu{} (read from outside):", cpu.cpu));
         lines.extend(symbols.backtrace(&cpu.frames).into_iter().map(|line| format!("  {line}")));
-        let telling = cpu.registers.lines().filter(|line| line.starts_with('R') || line.starts_with("CR"));
+        let telling = cpu.registers.lines().filter(|line| TELLING.iter().any(|start| line.starts_with(start)));
         lines.extend(telling.map(|line| format!("    {line}")));
     }
     let tail = &transcript.tail;
