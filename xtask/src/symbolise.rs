@@ -19,11 +19,16 @@ impl Symbols {
     /// Describes a chain of addresses, innermost first, one line per (inlined) function.
     pub fn backtrace(&self, frames: &[u64]) -> Vec<String> {
         let mut lines = Vec::new();
-        for (depth, &address) in frames.iter().enumerate() {
+        let mut depth = 0;
+        for same in frames.chunk_by(|one, next| one == next) {
             // A return address is that of the next instruction, which may belong to the next line or function.
-            let probe = if depth == 0 { address } else { address.saturating_sub(1) };
+            let probe = if depth == 0 { same[0] } else { same[0].saturating_sub(1) };
             for place in self.places(probe) {
-                lines.push(format!("{depth:>3}: {address:#018x} {place}"));
+                lines.push(format!("{depth:>3}: {:#018x} {place}", same[0]));
+            }
+            depth += same.len();
+            if same.len() > 1 {
+                lines.push(format!("     and {} times more", same.len() - 1));
             }
         }
         lines
@@ -51,9 +56,9 @@ impl Symbols {
         let symbol = loader.find_symbol(address).map(|name| format!("{:#}", rustc_name(name)));
         let outermost = places.len() - 1;
         let line = |(index, (function, location)): (usize, (Option<String>, Option<String>))| {
-            // Line tables alone name no inlined function; the symbol table names the outermost.
-            let function = function.or_else(|| symbol.clone().filter(|_| index == outermost));
-            let function = function.unwrap_or_else(|| "?".to_owned());
+            // Line tables alone give bare names; the symbol table has the path of the outermost function.
+            let path = symbol.clone().filter(|_| index == outermost);
+            let function = path.or(function).unwrap_or_else(|| "?".to_owned());
             location.map_or_else(|| function.clone(), |location| format!("{function} ({location})"))
         };
         places.into_iter().enumerate().map(line).collect()
