@@ -64,12 +64,46 @@ impl Symbols {
         places.into_iter().enumerate().map(line).collect()
     }
 
+    /// Our own files from the workspace's root, others from their library's name on.
     fn shorten<'a>(&self, file: &'a str) -> &'a str {
-        let inside = Path::new(file).strip_prefix(&self.root).ok();
-        inside.and_then(Path::to_str).unwrap_or(file)
+        if let Some(inside) = Path::new(file).strip_prefix(&self.root).ok().and_then(Path::to_str) {
+            return inside;
+        }
+        if let Some((_, inside)) = file.split_once("/rust/library/") {
+            return inside;
+        }
+        let registry = file.split_once("/registry/src/").and_then(|(_, inside)| inside.split_once('/'));
+        registry.map_or(file, |(_, inside)| inside)
     }
 }
 
 fn rustc_name(symbol: &str) -> String {
     addr2line::demangle_auto(symbol.into(), None).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_from_where_a_reader_knows_them() {
+        let symbols = Symbols { loader: None, root: "/work/latchwork".into() };
+        for (file, short) in [
+            ("/work/latchwork/kernel/src/trap.rs", "kernel/src/trap.rs"),
+            ("/usr/lib/rustlib/src/rust/library/core/src/hint.rs", "core/src/hint.rs"),
+            ("/root/.cargo/registry/src/index.crates.io-1/spin-0.12.3/src/mutex.rs", "spin-0.12.3/src/mutex.rs"),
+            ("/elsewhere/a.rs", "/elsewhere/a.rs"),
+        ] {
+            assert_eq!(symbols.shorten(file), short);
+        }
+    }
+
+    #[test]
+    fn without_symbols_addresses_stay_numbers_and_repetitions_are_counted() {
+        let symbols = Symbols { loader: None, root: PathBuf::new() };
+        let lines = symbols.backtrace(&[0x10, 0x20, 0x20, 0x20, 0x30]);
+        assert_eq!(lines.len(), 4);
+        assert!(lines[2].contains("and 2 times more"), "{lines:?}");
+        assert!(lines[3].trim_start().starts_with("4: 0x0000000000000030"), "{lines:?}");
+    }
 }
