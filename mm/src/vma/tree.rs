@@ -338,7 +338,7 @@ impl Builder {
     }
 
     fn end_leaf(&mut self) {
-        let leaf = core::mem::replace(&mut self.leaf, ptr::null_mut());
+        let leaf = core::mem::take(&mut self.leaf);
         if !leaf.is_null() {
             self.keep_leaf(leaf.cast());
         }
