@@ -1,14 +1,15 @@
 //! The kernel crate's heap: a fixed piece of the kernel image.
 //!
-//! Rule: page faults and everything in `mm` do without it, so it may use an ordinary spin lock. It is for the
-//! harness, for boot tables and for threads' bookkeeping. Never allocate in an interrupt handler.
+//! Rule: page faults and everything in `mm` do without it; a lock taken for it would be counted there. It is for the
+//! harness, for boot tables and for threads' bookkeeping.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
 
 use linked_list_allocator::Heap;
-use spin::Mutex;
+
+use crate::sync::{LockName, Spin};
 
 /// Size of the heap in bytes.
 const SIZE: usize = 8 << 20;
@@ -23,10 +24,10 @@ unsafe impl Sync for Arena {}
 #[unsafe(link_section = ".heap")]
 static ARENA: Arena = Arena(UnsafeCell::new([0; SIZE]));
 
-struct KernelHeap(Mutex<Heap>);
+struct KernelHeap(Spin<Heap>);
 
 #[global_allocator]
-static HEAP: KernelHeap = KernelHeap(Mutex::new(Heap::empty()));
+static HEAP: KernelHeap = KernelHeap(Spin::new(&LockName("kernel heap"), Heap::empty()));
 
 /// The machine has no memory where the heap lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

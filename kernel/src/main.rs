@@ -28,8 +28,6 @@ mod line;
 #[cfg(target_os = "none")]
 mod log;
 #[cfg(target_os = "none")]
-mod memory;
-#[cfg(target_os = "none")]
 mod misbehave;
 #[cfg(target_os = "none")]
 mod panic;

@@ -1,37 +1,45 @@
 //! What the kernel does once it is up: whatever the command line asks for, and then it ends.
 
+use alloc::vec;
 use core::fmt;
 
 use mm::config::USE_SPLIT_PTE_PTLOCKS;
+use spin::Once;
 
 use crate::boot;
 use crate::cmdline::{self, Mode, Options};
 use crate::exit::{ExitCode, exit};
 use crate::fw_cfg;
 use crate::harness;
-use crate::memory;
 use crate::misbehave::misbehave;
 use crate::record::Record;
 use crate::smp;
 
-/// Reads the command line, does what it asks for, reports, and turns the machine off.
-pub fn run() -> ! {
-    let boot = boot::info();
-    if let Err(error) = memory::take_over() {
-        log::error!("boot failed: {error}");
-        exit(ExitCode::BootFailed)
-    }
-    let mut buffer = [0; fw_cfg::MAX_CMDLINE];
-    let line = match fw_cfg::cmdline(&mut buffer) {
+/// What this run does; set by [`configure`].
+static OPTIONS: Once<Options<'static>> = Once::new();
+
+/// Reads the command line, and ends the run if there is anything wrong with it. Early, so that nothing else is done for
+/// a run that nobody asked for, and so that the log has its level from the start.
+pub fn configure() {
+    let buffer = vec![0; fw_cfg::MAX_CMDLINE].leak();
+    let line: &str = match fw_cfg::cmdline(buffer) {
         Some(Ok(line)) => line,
         Some(Err(error)) => reject(format_args!("the command line cannot be read: {error:?}")),
         None => "",
     };
-    let options = match cmdline::parse(line) {
-        Ok(options) => options,
+    match cmdline::parse(line) {
+        Ok(options) => {
+            crate::log::set_level(options.log);
+            OPTIONS.call_once(|| options);
+        }
         Err(error) => reject(format_args!("command line: {error}")),
-    };
-    crate::log::set_level(options.log);
+    }
+}
+
+/// Does what the command line asks for, reports, and turns the machine off.
+pub fn run() -> ! {
+    let boot = boot::info();
+    let Some(options) = OPTIONS.get() else { panic!("the command line was not read") };
     let cpus = smp::online().iter().count();
     Record::new("boot")
         .number("cpus", cpus as u64)
@@ -39,7 +47,7 @@ pub fn run() -> ! {
         .number("memory_mib", boot.ram_bytes.div_ceil(1 << 20))
         .text("build", if USE_SPLIT_PTE_PTLOCKS { "split" } else { "single" })
         .emit();
-    perform(&options, cpus)
+    perform(options, cpus)
 }
 
 fn perform(options: &Options, cpus: usize) -> ! {

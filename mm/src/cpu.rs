@@ -7,7 +7,7 @@ use crate::config::NR_CPUS;
 use crate::frame::CpuFrames;
 use crate::frame::Injection;
 use crate::stats::CpuStats;
-use crate::sync::atomic::{AtomicU64, Ordering, array_of, const_new};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::held::HeldLocks;
 use crate::sync::parking::ParkingSlot;
 use crate::sync::rcu::RcuCpu;
@@ -110,17 +110,15 @@ pub struct CpuLocal {
 }
 
 impl CpuLocal {
-    const_new! {
-        fn new() -> Self {
-            Self {
-                parking: ParkingSlot::new(),
-                held: HeldLocks::new(),
-                rcu: RcuCpu::new(),
-                tlb: TlbCpu::new(),
-                frames: CpuFrames::new(),
-                injection: Injection::new(),
-                stats: CpuStats::new(),
-            }
+    fn new() -> Self {
+        Self {
+            parking: ParkingSlot::new(),
+            held: HeldLocks::new(),
+            rcu: RcuCpu::new(),
+            tlb: TlbCpu::new(),
+            frames: CpuFrames::new(),
+            injection: Injection::new(),
+            stats: CpuStats::new(),
         }
     }
 }
@@ -131,11 +129,9 @@ pub struct Cpus {
 }
 
 impl Cpus {
-    const_new! {
-        /// Blocks for [`NR_CPUS`] CPUs, none of which has done anything yet.
-        pub fn new() -> Self {
-            Self { locals: array_of![CpuLocal::new(); NR_CPUS] }
-        }
+    /// Blocks for [`NR_CPUS`] CPUs, none of which has done anything yet.
+    pub fn new() -> Self {
+        Self { locals: core::array::from_fn(|_| CpuLocal::new()) }
     }
 
     /// The block of `cpu`.

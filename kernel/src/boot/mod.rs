@@ -14,7 +14,7 @@ use core::fmt;
 use core::slice;
 
 use arch_x86::cpu::{self, MissingFeatures};
-use arch_x86::kernel_map::{KernelMap, MapError, Rights};
+use arch_x86::kernel_map::{self, KernelMap, MapError, Rights};
 use arch_x86::layout::{self, IMAGE, StackSlot};
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
@@ -144,10 +144,14 @@ fn start(handoff: impl FnOnce() -> Result<Handoff, BootError>) -> ! {
     crate::serial::init();
     crate::log::init();
     let heap = crate::heap::init().map_err(BootError::from);
-    match heap.and_then(|()| handoff()).and_then(prepare) {
+    let handoff = heap.and_then(|()| {
+        crate::run::configure();
+        handoff()
+    });
+    match handoff.and_then(prepare) {
         // SAFETY: `prepare` has built the tree for this machine and switched on the CPU's features; nothing on this
         // stack is used again, and `start` is called once, by the one adapter that booted.
-        Ok((map, stack_top)) => unsafe { map.activate(stack_top, on_own_tables) },
+        Ok((map, stack_top)) => unsafe { kernel_map::activate(map, stack_top, on_own_tables) },
         Err(error) => fail(&error),
     }
 }
@@ -166,6 +170,10 @@ fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
         (end <= reach).then(|| unsafe { slice::from_raw_parts((access + address as usize) as *const u8, bytes) })
     };
     let cpus = acpi::cpus(rsdp.ok_or(AcpiError::NoTables)?, &read)?;
+    for region in memory.regions() {
+        log::debug!("memory {:#014x}..{:#014x} {:?}", region.start, region.end, region.kind);
+    }
+    log::debug!("local APICs at {:#x}, CPUs {:?}", cpus.local_apic, cpus.apic_ids);
     INFO.call_once(|| BootInfo { kind, ram_bytes: memory.ram_bytes(), cpus });
 
     // SAFETY: the adapter says that the loader maps all memory, its tables too, at `access`; only this CPU runs.

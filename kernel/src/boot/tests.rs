@@ -104,7 +104,7 @@ ktest! {
     /// A new top table gets every kernel entry and no other.
     fn the_kernel_half_is_copied_whole(_t: &TestContext) {
         use mm::pgtable::{Entry, EntrySlot, Slot64};
-        let table = [const { () }; 512].map(|()| Slot64::new(Entry::NONE));
+        let table: [Slot64; 512] = core::array::from_fn(|_| Slot64::new(Entry::NONE));
         kernel_map::copy_kernel_half(&table);
         let present = |slot: &&Slot64| slot.load().is_present();
         ktest_assert_eq!(table[..256].iter().filter(present).count(), 0);

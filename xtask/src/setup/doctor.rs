@@ -5,7 +5,7 @@ use std::fmt::Display;
 use super::accelerator::Virtualisation;
 use super::packages::{Package, System};
 use super::toolchain::{Need, Toolchains, choose, survey};
-use super::{find_program, missing_packages, ovmf, qemu};
+use super::{find_program, ovmf, qemu};
 use crate::workspace::Workspace;
 
 /// Prints the findings; whether all is there.
@@ -25,11 +25,16 @@ pub fn examine(workspace: &Workspace) -> bool {
         let has = if has.is_empty() { "host only".to_owned() } else { has.join(", ") };
         line("compiler", format_args!("{} {} ({has})", toolchain.rustc.display(), toolchain.version));
     }
-    let mut missing = missing_packages();
+    let mut missing = Vec::new();
     for (need, what) in [(Need::KernelTarget, "kernel by"), (Need::LibrarySource, "boot image by")] {
         match choose(&all, need) {
             Some(toolchain) => line(what, toolchain.rustc.display()),
-            None => line(what, "MISSING"),
+            None => {
+                line(what, "MISSING");
+                if !missing.contains(&Package::Toolchain) {
+                    missing.push(Package::Toolchain);
+                }
+            }
         }
     }
     if let Some(toolchain) = choose(&all, Need::KernelTarget) {
@@ -50,11 +55,17 @@ pub fn examine(workspace: &Workspace) -> bool {
                 missing.push(Package::Qemu);
             }
         },
-        None => line("QEMU", "MISSING"),
+        None => {
+            line("QEMU", "MISSING");
+            missing.push(Package::Qemu);
+        }
     }
     match ovmf::find() {
         Some(ovmf) => line("OVMF", ovmf.code.display()),
-        None => line("OVMF", "MISSING"),
+        None => {
+            line("OVMF", "MISSING");
+            missing.push(Package::Ovmf);
+        }
     }
     let virtualisation = Virtualisation::detect();
     line("accelerator", format_args!("{} ({})", virtualisation.accelerator(), virtualisation.reason()));

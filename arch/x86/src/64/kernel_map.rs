@@ -4,31 +4,20 @@
 //! read-only in the direct map too. Every window of the kernel half has its top-level entries from the start, so
 //! copying the upper half once is enough. After activation entries only go from none to present, which needs no
 //! flush. Nothing is mapped in the user half.
-//!
-//! The tree is built through the loader's mapping of physical memory and used through its own direct map; a
-//! [`KernelMap`] knows which of the two it goes by. Entries are only accessed as atomics.
+
+mod tree;
 
 use core::arch::asm;
-use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::address::Pfn;
-use mm::config::{PAGE_SHIFT, PAGE_SIZE};
-use mm::pgtable::{Entry, EntrySlot, FourLevel, Level, PagingMode, Slot64};
+use mm::config::PAGE_SIZE;
+use mm::pgtable::{EntrySlot, Slot64};
 use spin::Mutex;
-use x86_64::structures::paging::PageTableFlags as Bits;
 
-use crate::cpu::{self, Features};
-use crate::layout::{self, STACK_BYTES, StackSlot, Window};
-use crate::paging;
+use crate::layout::{self, StackSlot};
 
-/// Entries of a table, at every level.
-const ENTRIES: usize = 512;
-
-/// Pages of a stack.
-const STACK_PAGES: usize = STACK_BYTES / PAGE_SIZE;
-
-type Table = [Slot64; ENTRIES];
+pub use tree::{KernelMap, Mapping};
 
 /// Where frames for tables and stacks come from.
 pub trait FrameSource {
@@ -64,39 +53,6 @@ pub enum MapError {
     Unmapped(usize),
 }
 
-/// A leaf of the tree, with the rights of all the levels above it taken together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// First address.
-    pub start: usize,
-    /// Length in bytes: 4 KiB, 2 MiB or 1 GiB.
-    pub bytes: usize,
-    /// First frame.
-    pub frame: Pfn,
-    /// The kernel may write.
-    pub writable: bool,
-    /// The kernel may execute.
-    pub executable: bool,
-    /// Reachable from ring 3.
-    pub user: bool,
-}
-
-impl Mapping {
-    /// The frame that holds `address`, which lies in the mapping.
-    #[must_use]
-    pub fn frame_of(&self, address: usize) -> Pfn {
-        Pfn(self.frame.0 + ((address - self.start) >> PAGE_SHIFT) as u64)
-    }
-}
-
-/// A tree of page tables, and how to reach its tables.
-#[derive(Debug)]
-pub struct KernelMap {
-    top: Pfn,
-    /// Where physical address 0 is mapped.
-    access: usize,
-}
-
 /// Top table of the active tree. Stored once on the boot CPU before others run, read relaxed.
 static ACTIVE: AtomicU64 = AtomicU64::new(0);
 
@@ -108,235 +64,27 @@ struct Changes {
     next_device: usize,
 }
 
-impl KernelMap {
-    /// The tree this CPU uses now, with physical memory mapped at `access`.
-    ///
-    /// # Safety
-    /// All of the tree's tables must be reachable there for as long as the value is used, and be changed by nobody
-    /// meanwhile, except through another `KernelMap`.
-    #[must_use]
-    pub unsafe fn loaded(access: usize) -> Self {
-        Self { top: Pfn::containing(paging::root() as u64), access }
-    }
-
-    /// A new tree: nothing is mapped, but every window has its top-level entries.
-    ///
-    /// # Errors
-    /// Out of frames.
-    ///
-    /// # Safety
-    /// Whatever `frames` gives must be RAM, used by nobody else and mapped at `access` for as long as the tree is
-    /// built.
-    pub unsafe fn new(access: usize, direct_map: usize, frames: &mut dyn FrameSource) -> Result<Self, MapError> {
-        let map = Self { top: frames.take().ok_or(MapError::OutOfFrames)?, access };
-        map.clear(map.top);
-        let direct_map = Window { bytes: direct_map, ..layout::DIRECT_MAP };
-        for window in [direct_map, layout::DEVICES, layout::STACKS, layout::IMAGE] {
-            let span = 1 << FourLevel::shift(Level::Pgd);
-            for offset in (0..window.bytes).step_by(span) {
-                map.slot(window.start + offset, Level::Pud, frames)?;
-            }
-        }
-        Ok(map)
-    }
-
-    /// Maps consecutive frames from `start` on, with the largest pages that fit.
-    ///
-    /// # Errors
-    /// Out of frames, or something is mapped there; what was mapped until then stays.
-    pub fn map(
-        &self,
-        start: usize,
-        range: Range<Pfn>,
-        rights: Rights,
-        frames: &mut dyn FrameSource,
-    ) -> Result<(), MapError> {
-        let (mut at, mut physical, end) = (start, range.start.address(), range.end.address());
-        while physical < end {
-            let level = largest_leaf(at, physical, end - physical);
-            let slot = self.slot(at, level, frames)?;
-            if !slot.load().is_none() {
-                return Err(MapError::Occupied(at));
-            }
-            slot.store(leaf(Pfn::containing(physical), level, rights));
-            at += 1 << FourLevel::shift(level);
-            physical += 1 << FourLevel::shift(level);
-        }
-        Ok(())
-    }
-
-    /// Makes one frame of the direct map read-only, splitting the large page it may lie in. Only before activation:
-    /// nobody's cached translation is flushed.
-    ///
-    /// # Errors
-    /// Out of frames, or the frame is not in the direct map.
-    pub fn seal_direct(&self, frame: Pfn, frames: &mut dyn FrameSource) -> Result<(), MapError> {
-        let at = layout::direct(frame);
-        let mut level = Level::Pgd;
-        let mut table = self.table(self.top);
-        loop {
-            let slot = &table[index(level, at)];
-            let entry = slot.load();
-            let Some(below) = FourLevel::below(level).filter(|_| entry.is_present()) else {
-                if !entry.is_present() {
-                    return Err(MapError::Unmapped(at));
-                }
-                slot.store(leaf(frame, level, Rights::ReadOnly));
-                return Ok(());
-            };
-            if entry.is_huge() {
-                let smaller = self.new_table(frames)?;
-                let pages = 1 << (FourLevel::shift(below) - PAGE_SHIFT);
-                for (number, part) in (0_u64..).zip(self.table(smaller)) {
-                    part.store(leaf(Pfn(entry.pfn().0 + number * pages), below, Rights::Data));
-                }
-                slot.store(table_entry(smaller));
-            }
-            table = self.table(slot.load().pfn());
-            level = below;
-        }
-    }
-
-    /// The mapping that `address` lies in.
-    #[must_use]
-    pub fn lookup(&self, address: usize) -> Option<Mapping> {
-        let mut level = Level::Pgd;
-        let mut entry = self.table(self.top)[index(level, address)].load();
-        let mut rights = entry.0;
-        let mut denied = entry.0;
-        loop {
-            if !entry.is_present() {
-                return None;
-            }
-            match FourLevel::below(level).filter(|_| !entry.is_huge()) {
-                Some(below) => {
-                    level = below;
-                    entry = self.table(entry.pfn())[index(level, address)].load();
-                    rights &= entry.0;
-                    denied |= entry.0;
-                }
-                None => {
-                    let bytes = 1 << FourLevel::shift(level);
-                    return Some(mapping(address & !(bytes - 1), bytes, entry.pfn(), rights, denied));
-                }
-            }
-        }
-    }
-
-    /// Shows every mapping of the tree, in ascending order of addresses.
-    pub fn for_each(&self, show: &mut dyn FnMut(Mapping)) {
-        self.for_each_below(self.top, Level::Pgd, 0, (u64::MAX, 0), show);
-    }
-
-    fn for_each_below(
-        &self,
-        table: Pfn,
-        level: Level,
-        start: usize,
-        (rights, denied): (u64, u64),
-        show: &mut dyn FnMut(Mapping),
-    ) {
-        let bytes = 1 << FourLevel::shift(level);
-        for (number, slot) in self.table(table).iter().enumerate() {
-            let entry = slot.load();
-            if !entry.is_present() {
-                continue;
-            }
-            let start = canonical(start + number * bytes);
-            let (rights, denied) = (rights & entry.0, denied | entry.0);
-            match FourLevel::below(level).filter(|_| !entry.is_huge()) {
-                Some(below) => self.for_each_below(entry.pfn(), below, start, (rights, denied), show),
-                None => show(mapping(start, bytes, entry.pfn(), rights, denied)),
-            }
-        }
-    }
-
-    /// Maps a stack and returns its top.
-    ///
-    /// # Errors
-    /// Out of frames, or the slot has its stack already; no frame but that of a table is kept then.
-    pub fn map_stack(&self, slot: StackSlot, frames: &mut dyn FrameSource) -> Result<usize, MapError> {
-        // One PTE table holds the whole slot, so that nothing can fail once frames are put in.
-        let first = self.slot(slot.bottom(), Level::Pte, frames)?;
-        if !first.load().is_none() {
-            return Err(MapError::Occupied(slot.bottom()));
-        }
-        let mut stack = [None; STACK_PAGES];
-        for page in &mut stack {
-            *page = frames.take();
-        }
-        if stack.contains(&None) {
-            stack.into_iter().flatten().rev().for_each(|frame| frames.give_back(frame));
-            return Err(MapError::OutOfFrames);
-        }
-        for (page, frame) in stack.into_iter().flatten().enumerate() {
-            let at = slot.bottom() + page * PAGE_SIZE;
-            self.slot(at, Level::Pte, frames)?.store(leaf(frame, Level::Pte, Rights::Data));
-        }
-        Ok(slot.top())
-    }
-
-    /// Loads the tree, and goes on in `entry` on the stack that ends at `stack_top`, with interrupts off.
-    ///
-    /// # Safety
-    /// The tree must map the kernel image where it is now, all RAM in the direct map and the stack. The CPU must have
-    /// every feature switched on that the entries use. Nothing of the caller's stack may be used any more. Call once.
-    pub unsafe fn activate(self, stack_top: usize, entry: extern "C" fn() -> !) -> ! {
-        ACTIVE.store(self.top.0, Ordering::Relaxed);
-        // SAFETY: the caller vouches for tree and stack; code and statics stay where they are.
-        unsafe {
-            asm!(
-                "cli",
-                "mov cr3, {root}",
-                "mov rsp, {stack}",
-                "xor ebp, ebp",
-                "call {entry}",
-                "ud2",
-                root = in(reg) self.top.address(),
-                stack = in(reg) stack_top,
-                entry = in(reg) entry,
-                options(noreturn),
-            )
-        }
-    }
-
-    /// The slot of `level` for `address`; missing tables above it are made.
-    fn slot(&self, address: usize, level: Level, frames: &mut dyn FrameSource) -> Result<&Slot64, MapError> {
-        let mut table = self.table(self.top);
-        let mut here = Level::Pgd;
-        while here != level {
-            let slot = &table[index(here, address)];
-            let mut entry = slot.load();
-            if entry.is_huge() {
-                return Err(MapError::Occupied(address));
-            }
-            if entry.is_none() {
-                entry = table_entry(self.new_table(frames)?);
-                slot.store(entry);
-            }
-            table = self.table(entry.pfn());
-            here = FourLevel::below(here).ok_or(MapError::Occupied(address))?;
-        }
-        Ok(&table[index(level, address)])
-    }
-
-    fn new_table(&self, frames: &mut dyn FrameSource) -> Result<Pfn, MapError> {
-        let frame = frames.take().ok_or(MapError::OutOfFrames)?;
-        self.clear(frame);
-        Ok(frame)
-    }
-
-    fn clear(&self, table: Pfn) {
-        for slot in self.table(table) {
-            slot.store(Entry::NONE);
-        }
-    }
-
-    fn table(&self, frame: Pfn) -> &Table {
-        let address = self.access + frame.address() as usize;
-        // SAFETY: the frame is a table of this tree, or about to be one and used by nobody else; `new`, `loaded` and
-        // `activate` demand that it is mapped here. Slots are atomics, so that the CPU may write them too.
-        unsafe { &*(address as *const Table) }
+/// Loads the tree, and goes on in `entry` on the stack that ends at `stack_top`, with interrupts off.
+///
+/// # Safety
+/// The tree must map the kernel image where it is now, all RAM in the direct map and the stack. The CPU must have
+/// every feature switched on that the entries use. Nothing of the caller's stack may be used any more. Call once.
+pub unsafe fn activate(map: KernelMap, stack_top: usize, entry: extern "C" fn() -> !) -> ! {
+    ACTIVE.store(map.top().0, Ordering::Relaxed);
+    // SAFETY: the caller vouches for tree and stack; code and statics stay where they are.
+    unsafe {
+        asm!(
+            "cli",
+            "mov cr3, {root}",
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "call {entry}",
+            "ud2",
+            root = in(reg) map.top().address(),
+            stack = in(reg) stack_top,
+            entry = in(reg) entry,
+            options(noreturn),
+        )
     }
 }
 
@@ -348,19 +96,21 @@ impl KernelMap {
 pub fn active() -> KernelMap {
     let top = ACTIVE.load(Ordering::Relaxed);
     assert_ne!(top, 0, "the kernel's page tables are not active yet");
-    KernelMap { top: Pfn(top), access: layout::DIRECT_MAP.start }
+    // SAFETY: every table of the active tree is RAM, and so in the direct map; the tree is only changed through here.
+    unsafe { KernelMap::of(Pfn(top), layout::DIRECT_MAP.start) }
 }
 
 /// The top table of the active tree: what a CPU without an address space loads.
 #[must_use]
 pub fn top() -> Pfn {
-    active().top
+    active().top()
 }
 
 /// Writes the kernel's entries into a new top table. They never change afterwards.
 pub fn copy_kernel_half(to: &[Slot64]) {
     let map = active();
-    let upper = map.table(map.top).iter().zip(to).skip(ENTRIES / 2);
+    let entries = map.top_entries();
+    let upper = entries.iter().zip(to).skip(entries.len() / 2);
     upper.for_each(|(from, to)| to.store(from.load()));
 }
 
@@ -390,63 +140,4 @@ pub fn device(physical: u64, bytes: usize, frames: &mut dyn FrameSource) -> Resu
     changes.next_device = end;
     active().map(start, first..Pfn(first.0 + pages as u64), Rights::Device, frames)?;
     Ok(start + offset)
-}
-
-fn index(level: Level, address: usize) -> usize {
-    address >> FourLevel::shift(level) & (ENTRIES - 1)
-}
-
-/// The highest level at which a leaf for `at` is aligned on both sides and no longer than `bytes`.
-fn largest_leaf(at: usize, physical: u64, bytes: u64) -> Level {
-    let fits = |level: Level| {
-        let span = FourLevel::entry_span(level);
-        (at as u64 | physical).is_multiple_of(span) && bytes >= span
-    };
-    if cpu::features().contains(Features::GIGABYTE_PAGES) && fits(Level::Pud) {
-        Level::Pud
-    } else if fits(Level::Pmd) {
-        Level::Pmd
-    } else {
-        Level::Pte
-    }
-}
-
-/// A pointer to a table of the kernel half. What may be done is decided at the leaf.
-fn table_entry(table: Pfn) -> Entry {
-    Entry(table.address() | (Bits::PRESENT | Bits::WRITABLE | Bits::ACCESSED).bits())
-}
-
-/// A global leaf, already accessed and dirty, so that the CPU never writes to it.
-fn leaf(frame: Pfn, level: Level, rights: Rights) -> Entry {
-    let mut bits = Bits::PRESENT | Bits::ACCESSED | Bits::GLOBAL;
-    if level != Level::Pte {
-        bits |= Bits::HUGE_PAGE;
-    }
-    if matches!(rights, Rights::Data | Rights::Device) {
-        bits |= Bits::WRITABLE | Bits::DIRTY;
-    }
-    if rights == Rights::Device {
-        // Entry 3 of the page-attribute table as it is after reset: uncached, whatever the range registers say.
-        bits |= Bits::NO_CACHE | Bits::WRITE_THROUGH;
-    }
-    if rights != Rights::Code && cpu::features().contains(Features::NO_EXECUTE) {
-        bits |= Bits::NO_EXECUTE;
-    }
-    Entry(frame.address() | bits.bits())
-}
-
-fn mapping(start: usize, bytes: usize, frame: Pfn, rights: u64, denied: u64) -> Mapping {
-    Mapping {
-        start,
-        bytes,
-        frame,
-        writable: rights & Bits::WRITABLE.bits() != 0,
-        executable: denied & Bits::NO_EXECUTE.bits() == 0,
-        user: rights & Bits::USER_ACCESSIBLE.bits() != 0,
-    }
-}
-
-/// Extends bit 47 of an address upwards.
-fn canonical(address: usize) -> usize {
-    ((address << 16) as isize >> 16) as usize
 }

@@ -166,14 +166,21 @@ impl<Mode: PagingMode> Mmu<Mode> {
     }
 }
 
-/// Levels whose entries may be leaves, lowest first.
-fn leaf_levels<Mode: PagingMode>() -> impl Iterator<Item = Level> {
-    [Level::Pte, Level::Pmd, Level::Pud].into_iter().filter(|level| *level <= Mode::TOP)
+/// The levels from the top table down.
+pub(super) fn levels_down<Mode: PagingMode>() -> impl Iterator<Item = Level> {
+    std::iter::successors(Some(Mode::TOP), |level| Mode::below(*level))
 }
 
-/// Levels whose entries may point to tables, lowest first. Nothing is ever cached for a level the mode folds away.
+/// Levels whose entries may be leaves, lowest first.
+fn leaf_levels<Mode: PagingMode>() -> impl Iterator<Item = Level> {
+    [Level::Pte, Level::Pmd, Level::Pud].into_iter().filter(|level| levels_down::<Mode>().any(|other| other == *level))
+}
+
+/// Levels whose entries may point to tables, lowest first.
 fn table_levels<Mode: PagingMode>() -> impl Iterator<Item = Level> {
-    [Level::Pmd, Level::Pud, Level::P4d, Level::Pgd].into_iter().filter(|level| *level <= Mode::TOP)
+    [Level::Pmd, Level::Pud, Level::P4d, Level::Pgd]
+        .into_iter()
+        .filter(|level| levels_down::<Mode>().any(|other| other == *level))
 }
 
 fn key<Mode: PagingMode>(level: Level, address: VirtAddr) -> (Level, u64) {

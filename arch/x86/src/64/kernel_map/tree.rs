@@ -1,0 +1,344 @@
+//! A tree of page tables: building it, adding to it, looking things up in it.
+//!
+//! The kernel's tree is built through the loader's mapping of physical memory and used through its own direct map; a
+//! [`KernelMap`] knows which of the two it goes by. Rule: entries are only accessed as atomics.
+
+use core::ops::Range;
+
+use mm::address::Pfn;
+use mm::config::{PAGE_SHIFT, PAGE_SIZE};
+use mm::pgtable::{Entry, EntrySlot, FourLevel, Level, PagingMode, Slot64};
+use x86_64::structures::paging::PageTableFlags as Bits;
+
+use super::{FrameSource, MapError, Rights};
+use crate::cpu::{self, Features};
+use crate::layout::{self, STACK_BYTES, StackSlot, Window};
+use crate::paging;
+
+/// Entries of a table, at every level.
+const ENTRIES: usize = 512;
+
+/// Pages of a stack.
+const STACK_PAGES: usize = STACK_BYTES / PAGE_SIZE;
+
+type Table = [Slot64; ENTRIES];
+
+/// A leaf of the tree, with the rights of all the levels above it taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: usize,
+    /// Length in bytes: 4 KiB, 2 MiB or 1 GiB.
+    pub bytes: usize,
+    /// First frame.
+    pub frame: Pfn,
+    /// The kernel may write.
+    pub writable: bool,
+    /// The kernel may execute.
+    pub executable: bool,
+    /// Reachable from ring 3.
+    pub user: bool,
+}
+
+impl Mapping {
+    /// The frame that holds `address`, which lies in the mapping.
+    #[must_use]
+    pub fn frame_of(&self, address: usize) -> Pfn {
+        Pfn(self.frame.0 + ((address - self.start) >> PAGE_SHIFT) as u64)
+    }
+}
+
+/// A tree of page tables, and how to reach its tables.
+#[derive(Debug)]
+pub struct KernelMap {
+    top: Pfn,
+    /// Where physical address 0 is mapped.
+    access: usize,
+}
+
+impl KernelMap {
+    /// The tree this CPU uses now, with physical memory mapped at `access`.
+    ///
+    /// # Safety
+    /// All of the tree's tables must be reachable there for as long as the value is used, and be changed by nobody
+    /// meanwhile, except through another `KernelMap`.
+    #[must_use]
+    pub unsafe fn loaded(access: usize) -> Self {
+        Self { top: Pfn::containing(paging::root() as u64), access }
+    }
+
+    /// The tree of the top table `top`, with physical memory mapped at `access`.
+    ///
+    /// # Safety
+    /// As [`KernelMap::loaded`].
+    pub(super) unsafe fn of(top: Pfn, access: usize) -> Self {
+        Self { top, access }
+    }
+
+    /// The top table.
+    #[must_use]
+    pub fn top(&self) -> Pfn {
+        self.top
+    }
+
+    /// The entries of the top table.
+    pub(super) fn top_entries(&self) -> &[Slot64] {
+        self.table(self.top)
+    }
+
+    /// A new tree: nothing is mapped, but every window has its top-level entries. The direct map needs them for
+    /// physical addresses below `ram_end`.
+    ///
+    /// # Errors
+    /// Out of frames.
+    ///
+    /// # Safety
+    /// Whatever `frames` gives must be RAM, used by nobody else and mapped at `access` for as long as the tree is
+    /// built.
+    pub unsafe fn new(access: usize, ram_end: usize, frames: &mut dyn FrameSource) -> Result<Self, MapError> {
+        let map = Self { top: frames.take().ok_or(MapError::OutOfFrames)?, access };
+        map.clear(map.top);
+        let direct_map = Window { bytes: ram_end, ..layout::DIRECT_MAP };
+        for window in [direct_map, layout::DEVICES, layout::STACKS, layout::IMAGE] {
+            let span = 1 << FourLevel::shift(Level::Pgd);
+            for offset in (0..window.bytes).step_by(span) {
+                map.slot(window.start + offset, Level::Pud, frames)?;
+            }
+        }
+        Ok(map)
+    }
+
+    /// Maps consecutive frames from `start` on, with the largest pages that fit.
+    ///
+    /// # Errors
+    /// Out of frames, or something is mapped there; what was mapped until then stays.
+    pub fn map(
+        &self,
+        start: usize,
+        range: Range<Pfn>,
+        rights: Rights,
+        frames: &mut dyn FrameSource,
+    ) -> Result<(), MapError> {
+        let (mut at, mut physical, end) = (start, range.start.address(), range.end.address());
+        while physical < end {
+            let level = largest_leaf(at, physical, end - physical);
+            let slot = self.slot(at, level, frames)?;
+            if !slot.load().is_none() {
+                return Err(MapError::Occupied(at));
+            }
+            slot.store(leaf(Pfn::containing(physical), level, rights));
+            at += 1 << FourLevel::shift(level);
+            physical += 1 << FourLevel::shift(level);
+        }
+        Ok(())
+    }
+
+    /// Makes one frame of the direct map read-only, splitting the large page it may lie in. Only before activation:
+    /// nobody's cached translation is flushed.
+    ///
+    /// # Errors
+    /// Out of frames, or the frame is not in the direct map.
+    pub fn seal_direct(&self, frame: Pfn, frames: &mut dyn FrameSource) -> Result<(), MapError> {
+        let at = layout::direct(frame);
+        let mut level = Level::Pgd;
+        let mut table = self.table(self.top);
+        loop {
+            let slot = &table[index(level, at)];
+            let entry = slot.load();
+            let Some(below) = FourLevel::below(level).filter(|_| entry.is_present()) else {
+                if !entry.is_present() {
+                    return Err(MapError::Unmapped(at));
+                }
+                slot.store(leaf(frame, level, Rights::ReadOnly));
+                return Ok(());
+            };
+            if entry.is_huge() {
+                let smaller = self.new_table(frames)?;
+                let pages = 1 << (FourLevel::shift(below) - PAGE_SHIFT);
+                for (number, part) in (0_u64..).zip(self.table(smaller)) {
+                    part.store(leaf(Pfn(entry.pfn().0 + number * pages), below, Rights::Data));
+                }
+                slot.store(table_entry(smaller));
+            }
+            table = self.table(slot.load().pfn());
+            level = below;
+        }
+    }
+
+    /// The mapping that `address` lies in.
+    #[must_use]
+    pub fn lookup(&self, address: usize) -> Option<Mapping> {
+        let mut level = Level::Pgd;
+        let mut entry = self.table(self.top)[index(level, address)].load();
+        let mut rights = entry.0;
+        let mut denied = entry.0;
+        loop {
+            if !entry.is_present() {
+                return None;
+            }
+            match FourLevel::below(level).filter(|_| !entry.is_huge()) {
+                Some(below) => {
+                    level = below;
+                    entry = self.table(entry.pfn())[index(level, address)].load();
+                    rights &= entry.0;
+                    denied |= entry.0;
+                }
+                None => {
+                    let bytes = 1 << FourLevel::shift(level);
+                    return Some(mapping(address & !(bytes - 1), bytes, entry.pfn(), rights, denied));
+                }
+            }
+        }
+    }
+
+    /// Shows every mapping of the tree, in ascending order of addresses.
+    pub fn for_each(&self, show: &mut dyn FnMut(Mapping)) {
+        self.for_each_below(self.top, Level::Pgd, 0, (u64::MAX, 0), show);
+    }
+
+    fn for_each_below(
+        &self,
+        table: Pfn,
+        level: Level,
+        start: usize,
+        (rights, denied): (u64, u64),
+        show: &mut dyn FnMut(Mapping),
+    ) {
+        let bytes = 1 << FourLevel::shift(level);
+        for (number, slot) in self.table(table).iter().enumerate() {
+            let entry = slot.load();
+            if !entry.is_present() {
+                continue;
+            }
+            let start = canonical(start + number * bytes);
+            let (rights, denied) = (rights & entry.0, denied | entry.0);
+            match FourLevel::below(level).filter(|_| !entry.is_huge()) {
+                Some(below) => self.for_each_below(entry.pfn(), below, start, (rights, denied), show),
+                None => show(mapping(start, bytes, entry.pfn(), rights, denied)),
+            }
+        }
+    }
+
+    /// Maps a stack and returns its top.
+    ///
+    /// # Errors
+    /// Out of frames, or the slot has its stack already; no frame but that of a table is kept then.
+    pub fn map_stack(&self, slot: StackSlot, frames: &mut dyn FrameSource) -> Result<usize, MapError> {
+        // One PTE table holds the whole slot, so that nothing can fail once frames are put in.
+        let first = self.slot(slot.bottom(), Level::Pte, frames)?;
+        if !first.load().is_none() {
+            return Err(MapError::Occupied(slot.bottom()));
+        }
+        let mut stack = [None; STACK_PAGES];
+        for page in &mut stack {
+            *page = frames.take();
+        }
+        if stack.contains(&None) {
+            stack.into_iter().flatten().rev().for_each(|frame| frames.give_back(frame));
+            return Err(MapError::OutOfFrames);
+        }
+        for (page, frame) in stack.into_iter().flatten().enumerate() {
+            let at = slot.bottom() + page * PAGE_SIZE;
+            self.slot(at, Level::Pte, frames)?.store(leaf(frame, Level::Pte, Rights::Data));
+        }
+        Ok(slot.top())
+    }
+
+    /// The slot of `level` for `address`; missing tables above it are made.
+    fn slot(&self, address: usize, level: Level, frames: &mut dyn FrameSource) -> Result<&Slot64, MapError> {
+        let mut table = self.table(self.top);
+        let mut here = Level::Pgd;
+        while here != level {
+            let slot = &table[index(here, address)];
+            let mut entry = slot.load();
+            if entry.is_huge() {
+                return Err(MapError::Occupied(address));
+            }
+            if entry.is_none() {
+                entry = table_entry(self.new_table(frames)?);
+                slot.store(entry);
+            }
+            table = self.table(entry.pfn());
+            here = FourLevel::below(here).ok_or(MapError::Occupied(address))?;
+        }
+        Ok(&table[index(level, address)])
+    }
+
+    fn new_table(&self, frames: &mut dyn FrameSource) -> Result<Pfn, MapError> {
+        let frame = frames.take().ok_or(MapError::OutOfFrames)?;
+        self.clear(frame);
+        Ok(frame)
+    }
+
+    fn clear(&self, table: Pfn) {
+        for slot in self.table(table) {
+            slot.store(Entry::NONE);
+        }
+    }
+
+    fn table(&self, frame: Pfn) -> &Table {
+        let address = self.access + frame.address() as usize;
+        // SAFETY: the frame is a table of this tree, or about to be one and used by nobody else; `new`, `loaded` and
+        // `activate` demand that it is mapped here. Slots are atomics, so that the CPU may write them too.
+        unsafe { &*(address as *const Table) }
+    }
+}
+
+fn index(level: Level, address: usize) -> usize {
+    address >> FourLevel::shift(level) & (ENTRIES - 1)
+}
+
+/// The highest level at which a leaf for `at` is aligned on both sides and no longer than `bytes`.
+fn largest_leaf(at: usize, physical: u64, bytes: u64) -> Level {
+    let fits = |level: Level| {
+        let span = FourLevel::entry_span(level);
+        (at as u64 | physical).is_multiple_of(span) && bytes >= span
+    };
+    if cpu::features().contains(Features::GIGABYTE_PAGES) && fits(Level::Pud) {
+        Level::Pud
+    } else if fits(Level::Pmd) {
+        Level::Pmd
+    } else {
+        Level::Pte
+    }
+}
+
+/// A pointer to a table of the kernel half. What may be done is decided at the leaf.
+fn table_entry(table: Pfn) -> Entry {
+    Entry(table.address() | (Bits::PRESENT | Bits::WRITABLE | Bits::ACCESSED).bits())
+}
+
+/// A global leaf, already accessed and dirty, so that the CPU never writes to it.
+fn leaf(frame: Pfn, level: Level, rights: Rights) -> Entry {
+    let mut bits = Bits::PRESENT | Bits::ACCESSED | Bits::GLOBAL;
+    if level != Level::Pte {
+        bits |= Bits::HUGE_PAGE;
+    }
+    if matches!(rights, Rights::Data | Rights::Device) {
+        bits |= Bits::WRITABLE | Bits::DIRTY;
+    }
+    if rights == Rights::Device {
+        // Entry 3 of the page-attribute table as it is after reset: uncached, whatever the range registers say.
+        bits |= Bits::NO_CACHE | Bits::WRITE_THROUGH;
+    }
+    if rights != Rights::Code && cpu::features().contains(Features::NO_EXECUTE) {
+        bits |= Bits::NO_EXECUTE;
+    }
+    Entry(frame.address() | bits.bits())
+}
+
+fn mapping(start: usize, bytes: usize, frame: Pfn, rights: u64, denied: u64) -> Mapping {
+    Mapping {
+        start,
+        bytes,
+        frame,
+        writable: rights & Bits::WRITABLE.bits() != 0,
+        executable: denied & Bits::NO_EXECUTE.bits() == 0,
+        user: rights & Bits::USER_ACCESSIBLE.bits() != 0,
+    }
+}
+
+/// Extends bit 47 of an address upwards.
+fn canonical(address: usize) -> usize {
+    ((address << 16) as isize >> 16) as usize
+}
