@@ -29,6 +29,10 @@ pub enum Misbehaviour {
     Panic,
     /// Loops for ever in the middle of a test, with interrupts on.
     Spin,
+    /// Loops for ever in the middle of a test, with interrupts off.
+    Deaf,
+    /// Panics on all CPUs at once.
+    PanicEverywhere,
     /// Raises an exception nobody can take.
     TripleFault,
     /// Prints half a line of KTAP and ends the run with status *passed*.
@@ -97,7 +101,8 @@ impl fmt::Display for CmdlineError<'_> {
     }
 }
 
-const KINDS: &str = "panic, spin, triple-fault, half-line, silent-exit, deadlock, stack-overflow";
+const KINDS: &str =
+    "panic, panic-everywhere, spin, deaf, triple-fault, half-line, silent-exit, deadlock, stack-overflow";
 
 /// The keys, in the order of [`Words`].
 const KEYS: [&str; 8] = ["mode", "filter", "workload", "seed", "timeout", "rounds", "log", "kind"];
@@ -182,7 +187,9 @@ fn level(value: &str) -> Result<LevelFilter, CmdlineError<'_>> {
 fn misbehaviour(value: &str) -> Result<Misbehaviour, CmdlineError<'_>> {
     match value {
         "panic" => Ok(Misbehaviour::Panic),
+        "panic-everywhere" => Ok(Misbehaviour::PanicEverywhere),
         "spin" => Ok(Misbehaviour::Spin),
+        "deaf" => Ok(Misbehaviour::Deaf),
         "triple-fault" => Ok(Misbehaviour::TripleFault),
         "half-line" => Ok(Misbehaviour::HalfLine),
         "silent-exit" => Ok(Misbehaviour::SilentExit),

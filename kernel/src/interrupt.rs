@@ -1,7 +1,8 @@
 //! What the kernel's interrupt vectors mean, and calling a function on other CPUs.
 //!
-//! A call is a record on the caller's stack that the targets find through [`CALL`]. The caller waits with interrupts on
-//! for the calls before its own and for its targets, so two callers never wait for each other's deaf CPU (I37).
+//! A call is a record on the caller's stack that the targets find through [`CALL`]. The caller sleeps until earlier calls
+//! are over and until its targets have run the function, so its CPU answers other callers meanwhile (I37), and a vCPU
+//! that the host does not run is not waited for by spinning.
 
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -12,7 +13,8 @@ use arch_x86::{apic, interrupts, percpu, time};
 use mm::cpu::{CpuId, CpuSet};
 use spin::Once;
 
-use crate::{thread, watchdog};
+use crate::thread::{self, block_until};
+use crate::watchdog;
 
 /// Timer interrupts a second on each CPU.
 pub const TICKS_PER_SECOND: u64 = 100;
@@ -92,61 +94,66 @@ struct Call<'a> {
 static CALL: AtomicPtr<Call> = AtomicPtr::new(ptr::null_mut());
 
 /// Runs `function` on each CPU of `targets`, interrupts off, and returns when all have. The running CPU, if among
-/// them, runs it too.
+/// them, runs it too. Sleeps meanwhile.
 ///
 /// # Panics
-/// If a CPU does not answer in 20 s: it has had interrupts off all that time. Also if called with interrupts off.
+/// If a CPU does not answer in 20 s: it has had interrupts off all that time. Where a thread must not sleep.
 pub fn call_on(targets: CpuSet, function: &(dyn Fn() + Sync)) {
-    assert!(interrupts::enabled(), "a CPU that waits for others must answer them");
     let here = percpu::cpu();
     let others = targets.without(here);
     if !others.is_empty() {
         let call = Call { function, pending: AtomicU64::new(others.0) };
         let record = ptr::from_ref(&call).cast_mut().cast::<Call<'static>>();
-        let give_up = time::now_nanos().saturating_add(CALL_LIMIT_NANOS);
-        wait_until(give_up, "its turn to call", || {
-            CALL.compare_exchange(ptr::null_mut(), record, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let deadline = time::now_nanos().saturating_add(CALL_LIMIT_NANOS);
+        let has_turn = block_until(turn_key(), deadline, &mut || {
+            CALL.compare_exchange(ptr::null_mut(), record, Ordering::AcqRel, Ordering::Relaxed).is_err()
         });
+        assert!(has_turn, "cpu {} has waited too long for its turn to call", here.0);
         for cpu in others.iter() {
-            if ipi::send(cpu, Vector::Call).is_err() {
-                panic!("the call for cpu {} cannot be sent", cpu.0);
-            }
+            send(cpu, Vector::Call);
         }
-        wait_until(give_up, "other CPUs to run a call", || call.pending.load(Ordering::Acquire) == 0);
-        // From here on no target looks at the record: each has cleared its bit after its last look.
+        let is_done = block_until(done_key(), deadline, &mut || call.pending.load(Ordering::Acquire) != 0);
+        assert!(is_done, "CPUs {:#b} have not run a call", call.pending.load(Ordering::Relaxed));
+        // No target looks at the record any more: each clears its bit after its last look.
         CALL.store(ptr::null_mut(), Ordering::Release);
+        thread::wake(turn_key());
     }
     if targets.contains(here) {
         interrupts::without(function);
     }
 }
 
-fn wait_until(give_up: u64, what: &str, mut done: impl FnMut() -> bool) {
-    while !done() {
-        assert!(time::now_nanos() < give_up, "cpu {} waited too long for {what}", percpu::cpu().0);
-        core::hint::spin_loop();
-    }
+/// What callers sleep on until they have their turn.
+fn turn_key() -> usize {
+    (&raw const CALL).addr()
+}
+
+/// What the caller that has its turn sleeps on until its targets are done; an address within `CALL` other than that.
+fn done_key() -> usize {
+    turn_key() + 1
 }
 
 fn answer_call() {
     let mine = CpuSet::only(percpu::cpu()).0;
     let record = CALL.load(Ordering::Acquire);
-    // SAFETY: a record stays in `CALL` until its caller has seen all bits cleared. If it is not null and this CPU's bit
-    // is set, it stays until this CPU clears the bit below. If the bit is clear, the interrupt is a late one of an
-    // earlier call, and the record may be on its way out: but a CPU has one call interrupt for each time its bit was
-    // set, and clears the bit in that interrupt, so the bit is set.
+    // SAFETY: a record stays in `CALL`, and its caller asleep, until all bits are cleared. A CPU gets one call interrupt
+    // for each time its bit was set and clears the bit in it, so the bit is set now and the record valid until below.
     let Some(call) = (unsafe { record.as_ref() }) else { return };
-    if call.pending.load(Ordering::Acquire) & mine != 0 {
-        (call.function)();
-        call.pending.fetch_and(!mine, Ordering::Release);
+    (call.function)();
+    if call.pending.fetch_and(!mine, Ordering::AcqRel) == mine {
+        thread::wake(done_key());
+    }
+}
+
+fn send(cpu: CpuId, vector: Vector) {
+    if ipi::send(cpu, vector).is_err() {
+        panic!("{vector:?} cannot be sent to cpu {}", cpu.0);
     }
 }
 
 /// Wakes `cpu` if it halts.
 pub fn kick(cpu: CpuId) {
-    if ipi::send(cpu, Vector::Kick).is_err() {
-        panic!("the kick for cpu {} cannot be sent", cpu.0);
-    }
+    send(cpu, Vector::Kick);
 }
 
 mod tests;

@@ -28,6 +28,8 @@ mod line;
 #[cfg(target_os = "none")]
 mod log;
 #[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
 mod misbehave;
 #[cfg(target_os = "none")]
 mod panic;

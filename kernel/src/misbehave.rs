@@ -3,15 +3,16 @@
 
 use core::hint::{black_box, spin_loop};
 use core::mem;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use arch_x86::{interrupts, reset, time};
+use arch_x86::{interrupts, percpu, reset, time};
 
 use crate::cmdline::Misbehaviour;
 use crate::exit::{ExitCode, exit};
 use crate::harness::{Name, deadline, ktap};
 use crate::record::Record;
-use crate::serial;
 use crate::sync::{LockName, Spin};
+use crate::{interrupt, serial, smp};
 
 static NAME: Name = Name::new("misbehave");
 
@@ -28,6 +29,13 @@ pub fn misbehave(how: Misbehaviour, timeout: u64) -> ! {
         Misbehaviour::Spin => loop {
             spin_loop();
         },
+        Misbehaviour::Deaf => {
+            interrupts::disable();
+            loop {
+                spin_loop();
+            }
+        }
+        Misbehaviour::PanicEverywhere => panic_everywhere(),
         Misbehaviour::TripleFault => reset::triple_fault(),
         Misbehaviour::HalfLine => {
             serial::write_half_line(b"ok 1 misbeh");
@@ -45,6 +53,20 @@ pub fn misbehave(how: Misbehaviour, timeout: u64) -> ! {
             unreachable!("the stack has no end")
         }
     }
+}
+
+/// Panics on every CPU, as nearly at once as can be, with interrupts off.
+fn panic_everywhere() -> ! {
+    let ready = AtomicUsize::new(0);
+    let all = smp::online().iter().count();
+    interrupt::call_on(smp::online().without(percpu::cpu()), &|| {
+        ready.fetch_add(1, Ordering::AcqRel);
+        while ready.load(Ordering::Acquire) < all - 1 {
+            spin_loop();
+        }
+        panic!("asked to panic on every CPU")
+    });
+    unreachable!("CPUs that panic do not answer a call")
 }
 
 /// Uses a piece of stack, and then some more.

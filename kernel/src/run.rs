@@ -11,6 +11,7 @@ use crate::cmdline::{self, Mode, Options};
 use crate::exit::{ExitCode, exit};
 use crate::fw_cfg;
 use crate::harness;
+use crate::memory;
 use crate::misbehave::misbehave;
 use crate::record::Record;
 use crate::smp;
@@ -39,6 +40,10 @@ pub fn configure() {
 /// Does what the command line asks for, reports, and turns the machine off.
 pub fn run() -> ! {
     let boot = boot::info();
+    if let Err(error) = memory::take_over() {
+        log::error!("boot failed: {error}");
+        exit(ExitCode::BootFailed)
+    }
     let Some(options) = OPTIONS.get() else { panic!("the command line was not read") };
     let cpus = smp::online().iter().count();
     Record::new("boot")

@@ -24,7 +24,7 @@ use mm::cpu::{CpuId, CpuSet};
 use crate::boot::{self, frames};
 use crate::exit::{ExitCode, exit};
 use crate::thread::{self, stack};
-use crate::{interrupt, trap};
+use crate::{interrupt, memory, trap};
 
 /// How long a CPU may take from the start-up message to its first sign of life.
 const START_LIMIT_NANOS: u64 = 10_000_000_000;
@@ -117,6 +117,7 @@ pub fn claim_boot_cpu() {
 /// Starts clock, interrupts and all other CPUs, and runs `main` as the first thread. On the kernel's own page tables and
 /// the boot CPU's own stack, which becomes that of its idle thread.
 pub fn start(main: fn() -> !) -> ! {
+    memory::prepare();
     if let Err(error) = bring_up(&boot::info().cpus.apic_ids) {
         log::error!("boot failed: {error}");
         exit(ExitCode::BootFailed)

@@ -75,19 +75,31 @@ pub fn handle(frame: &mut TrapFrame) {
 
 fn page_fault(frame: &mut TrapFrame, address: usize) {
     let code = FaultCode::from_bits_retain(frame.error_code);
-    let Some(continuation) = user_access::continuation(frame) else { fatal_page_fault(frame, address, code, "") };
     if code.contains(FaultCode::RESERVED) {
         fatal_page_fault(frame, address, code, ", reserved bit in an entry");
     }
     if let Some(address) = UserAddr::new(address) {
-        if cpu::features().contains(Features::SMAP) && !frame.user_access_open() {
-            fatal_page_fault(frame, address.get(), code, ", SMAP violation");
+        if !is_by_accessor(frame) {
+            fatal_page_fault(frame, address.get(), code, ", outside an accessor");
         }
         if serve(frame, address, code).is_ok() {
             return;
         }
     }
-    frame.rip = continuation;
+    match user_access::continuation(frame) {
+        Some(continuation) => frame.rip = continuation,
+        None => fatal_page_fault(frame, address, code, ""),
+    }
+}
+
+/// Whether an accessor made the access. Under SMAP only accessors open the user half, so the flag tells; the exception
+/// table then need not be searched unless the access fails.
+fn is_by_accessor(frame: &TrapFrame) -> bool {
+    if cpu::features().contains(Features::SMAP) {
+        frame.user_access_open()
+    } else {
+        user_access::continuation(frame).is_some()
+    }
 }
 
 fn serve(frame: &TrapFrame, address: UserAddr, code: FaultCode) -> Result<(), Unresolved> {

@@ -7,7 +7,7 @@ use crate::config::NR_CPUS;
 use crate::frame::CpuFrames;
 use crate::frame::Injection;
 use crate::stats::CpuStats;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering, array_of, const_new};
 use crate::sync::held::HeldLocks;
 use crate::sync::parking::ParkingSlot;
 use crate::sync::rcu::RcuCpu;
@@ -110,15 +110,17 @@ pub struct CpuLocal {
 }
 
 impl CpuLocal {
-    fn new() -> Self {
-        Self {
-            parking: ParkingSlot::new(),
-            held: HeldLocks::new(),
-            rcu: RcuCpu::new(),
-            tlb: TlbCpu::new(),
-            frames: CpuFrames::new(),
-            injection: Injection::new(),
-            stats: CpuStats::new(),
+    const_new! {
+        fn new() -> Self {
+            Self {
+                parking: ParkingSlot::new(),
+                held: HeldLocks::new(),
+                rcu: RcuCpu::new(),
+                tlb: TlbCpu::new(),
+                frames: CpuFrames::new(),
+                injection: Injection::new(),
+                stats: CpuStats::new(),
+            }
         }
     }
 }
@@ -129,9 +131,11 @@ pub struct Cpus {
 }
 
 impl Cpus {
-    /// Blocks for [`NR_CPUS`] CPUs, none of which has done anything yet.
-    pub fn new() -> Self {
-        Self { locals: core::array::from_fn(|_| CpuLocal::new()) }
+    const_new! {
+        /// Blocks for [`NR_CPUS`] CPUs, none of which has done anything yet.
+        pub fn new() -> Self {
+            Self { locals: array_of![CpuLocal::new(); NR_CPUS] }
+        }
     }
 
     /// The block of `cpu`.

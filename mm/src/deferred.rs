@@ -9,13 +9,19 @@ use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::pgtable::pagetable_dtor_free;
 use crate::sync::LockClass;
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::rcu::{self, GracePeriod, Rcu};
 use crate::sync::spin::SpinLock;
 use crate::vma::Removed;
 
-/// Tables a CPU may have waiting before it stops to wait itself.
+/// Tables a backlog may hold before the CPU that adds to it stops to wait itself.
 const BACKLOG: usize = 256;
+
+/// Number of backlogs. On a larger machine several CPUs share one: [`Memory`] is made on a kernel stack.
+const BACKLOGS: usize = if NR_CPUS < 16 { NR_CPUS } else { 16 };
+
+/// Freeing a batch that has taken this long will never end.
+const FREE_LIMIT_NANOS: u64 = 60_000_000_000;
 
 /// No further table in a list.
 const END: u64 = u64::MAX;
@@ -73,7 +79,7 @@ impl<M: Machine> Garbage<M> {
     }
 }
 
-/// One CPU's garbage: what the running grace period covers, and what came after its start.
+/// The garbage of one CPU, or a few: what the running grace period covers, and what came after its start.
 struct Backlog<M: Machine> {
     grace_period: Option<GracePeriod>,
     waiting: Garbage<M>,
@@ -96,9 +102,11 @@ impl<M: Machine> Backlog<M> {
     }
 }
 
-/// The backlogs of all CPUs. A CPU adds to its own; anyone may drain all.
+/// The backlogs of all CPUs. A CPU adds to one; anyone may drain all.
 pub(crate) struct Deferred<M: Machine> {
-    backlogs: [SpinLock<Backlog<M>, M::Lock>; NR_CPUS],
+    backlogs: [SpinLock<Backlog<M>, M::Lock>; BACKLOGS],
+    /// Batches that are in no backlog any more and not free yet.
+    freeing: AtomicUsize,
 }
 
 impl<M: Machine> Deferred<M> {
@@ -107,6 +115,7 @@ impl<M: Machine> Deferred<M> {
             backlogs: core::array::from_fn(|_| {
                 SpinLock::new(Backlog { grace_period: None, waiting: Garbage::new(), next: Garbage::new() })
             }),
+            freeing: AtomicUsize::new(0),
         }
     }
 }
@@ -128,19 +137,29 @@ impl<M: Machine> Memory<M> {
         }
     }
 
-    /// Frees what this CPU has had waiting long enough. For the idle loop and other quiet moments; not in a read section.
+    /// Frees what this CPU's backlog has had waiting long enough. For the idle loop and other quiet moments; not in a read section.
     /// Returns whether something still waits.
     pub fn advance_deferred(&self) -> bool {
+        let freeing = &self.deferred().freeing;
         let (mut ready, waits) = {
             let mut backlog = self.backlog();
             let ready = backlog.advance(self.rcu(), self.machine());
+            if !ready.is_empty() {
+                // Relaxed: whoever finds the backlog without the batch took the lock later.
+                freeing.fetch_add(1, Ordering::Relaxed);
+            }
             (ready, backlog.grace_period.is_some())
         };
-        ready.free(self);
+        if !ready.is_empty() {
+            ready.free(self);
+            // Release: pairs with the Acquire in `drain_deferred`.
+            freeing.fetch_sub(1, Ordering::Release);
+        }
         waits
     }
 
-    /// Waits for a grace period and frees everything that waits on any CPU. Not in a read section.
+    /// Waits for a grace period and frees everything that waits on any CPU; what another CPU is just freeing is free when
+    /// it returns, too. Not in a read section and under no lock.
     pub fn drain_deferred(&self) {
         let mut all = Garbage::new();
         for backlog in &self.deferred().backlogs {
@@ -154,9 +173,17 @@ impl<M: Machine> Memory<M> {
             rcu::synchronize(self.rcu(), self.machine());
             all.free(self);
         }
+        let started = self.machine().now();
+        // Acquire: pairs with the Release in `advance_deferred`.
+        while self.deferred().freeing.load(Ordering::Acquire) != 0 {
+            self.machine().pause();
+            if self.machine().now().saturating_sub(started) > FREE_LIMIT_NANOS {
+                self.machine().stuck("another CPU to free memory");
+            }
+        }
     }
 
     fn backlog(&self) -> crate::sync::spin::SpinGuard<'_, Backlog<M>, M::Lock, M> {
-        self.deferred().backlogs[self.machine().cpu().index()].lock(self.machine(), LockClass::Other)
+        self.deferred().backlogs[self.machine().cpu().index() % BACKLOGS].lock(self.machine(), LockClass::Other)
     }
 }

@@ -16,7 +16,7 @@ use crate::address_space::Mm;
 use crate::cpu::{CpuMask, CpuSet};
 use crate::machine::{LocalFlush, Machine};
 use crate::stats::Counter;
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU64, Ordering, const_new, fence};
 
 /// More pages than this are flushed by dropping the whole address space (spec 8.4).
 const FLUSH_CEILING: u64 = 33;
@@ -59,15 +59,17 @@ pub struct TlbCpu {
 }
 
 impl TlbCpu {
-    /// Of a CPU with the kernel's table loaded.
-    pub(crate) fn new() -> Self {
-        Self {
-            loaded: AtomicU64::new(0),
-            request_id: AtomicU64::new(0),
-            request_start: AtomicU64::new(0),
-            request_end: AtomicU64::new(0),
-            unanswered: AtomicU64::new(0),
-            pending: AtomicU64::new(0),
+    const_new! {
+        /// Of a CPU with the kernel's table loaded.
+        pub(crate) fn new() -> Self {
+            Self {
+                loaded: AtomicU64::new(0),
+                request_id: AtomicU64::new(0),
+                request_start: AtomicU64::new(0),
+                request_end: AtomicU64::new(0),
+                unanswered: AtomicU64::new(0),
+                pending: AtomicU64::new(0),
+            }
         }
     }
 

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = cli::Cli::parse();
     // Without the handler Ctrl-C still ends us; QEMU then ends with us by other means.
     if let Err(error) = interrupt::install() {
@@ -41,4 +42,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends us quietly when whoever reads our output goes away, as `head` does.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: this restores the default action; no code of ours runs on the signal. It cannot fail for SIGPIPE.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }

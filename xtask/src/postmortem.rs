@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::protocol::LastWord;
 use crate::protocol::record::Hang;
 use crate::runner::Run;
 use crate::symbolise::Symbols;
@@ -9,6 +10,8 @@ use crate::verdict::Verdict;
 
 /// So many of the last lines are shown.
 const LAST_LINES: usize = 25;
+/// How the lines of QEMU's register dump begin that are shown: general and control registers. `registers.log` has all.
+const TELLING: [&str; 9] = ["RAX", "RSI", "R8", "R12", "RIP", "EAX", "ESI", "EIP", "CR"];
 
 /// The report, line by line.
 pub fn report(run: &Run, symbols: &Symbols) -> Vec<String> {
@@ -27,15 +30,20 @@ pub fn report(run: &Run, symbols: &Symbols) -> Vec<String> {
     for oracle in transcript.oracles.iter().filter(|oracle| !oracle.ok) {
         lines.push(format!("oracle failed: {}: {}", oracle.name, oracle.detail));
     }
-    for backtrace in &transcript.backtraces {
-        lines.push(format!("cpu{} ({}):", backtrace.cpu, backtrace.reason));
-        let frames: Vec<u64> = std::iter::once(backtrace.rip).chain(backtrace.frames.iter().copied()).collect();
-        lines.extend(symbols.backtrace(&frames).into_iter().map(|line| format!("  {line}")));
+    for word in &transcript.last_words {
+        match word {
+            LastWord::Text(text) => lines.push(text.clone()),
+            LastWord::Backtrace(backtrace) => {
+                lines.push(format!("cpu {} came here ({}):", backtrace.cpu, backtrace.reason));
+                let frames: Vec<u64> = std::iter::once(backtrace.rip).chain(backtrace.frames.iter().copied()).collect();
+                lines.extend(symbols.backtrace(&frames).into_iter().map(|line| format!("  {line}")));
+            }
+        }
     }
     for cpu in &run.ended.cpus {
-        lines.push(format!("cpu{} (read from outside):", cpu.cpu));
+        lines.push(format!("cpu {}, read from outside:", cpu.cpu));
         lines.extend(symbols.backtrace(&cpu.frames).into_iter().map(|line| format!("  {line}")));
-        let telling = cpu.registers.lines().filter(|line| line.starts_with('R') || line.starts_with("CR"));
+        let telling = cpu.registers.lines().filter(|line| TELLING.iter().any(|start| line.starts_with(start)));
         lines.extend(telling.map(|line| format!("    {line}")));
     }
     let tail = &transcript.tail;
@@ -56,7 +64,7 @@ fn describe_hang(hang: &Hang) -> String {
     });
     let figures: Vec<String> = figures.collect();
     let test = if hang.test.is_empty() { "the run" } else { &hang.test };
-    format!("watchdog: {test} is stuck on cpu{} ({}): {}", hang.cpu, figures.join(", "), hang.text)
+    format!("watchdog: {test} is stuck on cpu {} ({}): {}", hang.cpu, figures.join(", "), hang.text)
 }
 
 /// A terminal's control sequences, such as firmware writes, must not reach ours.

@@ -19,11 +19,16 @@ impl Symbols {
     /// Describes a chain of addresses, innermost first, one line per (inlined) function.
     pub fn backtrace(&self, frames: &[u64]) -> Vec<String> {
         let mut lines = Vec::new();
-        for (depth, &address) in frames.iter().enumerate() {
+        let mut depth = 0;
+        for same in frames.chunk_by(|one, next| one == next) {
             // A return address is that of the next instruction, which may belong to the next line or function.
-            let probe = if depth == 0 { address } else { address.saturating_sub(1) };
+            let probe = if depth == 0 { same[0] } else { same[0].saturating_sub(1) };
             for place in self.places(probe) {
-                lines.push(format!("{depth:>3}: {address:#018x} {place}"));
+                lines.push(format!("{depth:>3}: {:#018x} {place}", same[0]));
+            }
+            depth += same.len();
+            if same.len() > 1 {
+                lines.push(format!("     and {} times more", same.len() - 1));
             }
         }
         lines
@@ -51,20 +56,54 @@ impl Symbols {
         let symbol = loader.find_symbol(address).map(|name| format!("{:#}", rustc_name(name)));
         let outermost = places.len() - 1;
         let line = |(index, (function, location)): (usize, (Option<String>, Option<String>))| {
-            // Line tables alone name no inlined function; the symbol table names the outermost.
-            let function = function.or_else(|| symbol.clone().filter(|_| index == outermost));
-            let function = function.unwrap_or_else(|| "?".to_owned());
+            // Line tables alone give bare names; the symbol table has the path of the outermost function.
+            let path = symbol.clone().filter(|_| index == outermost);
+            let function = path.or(function).unwrap_or_else(|| "?".to_owned());
             location.map_or_else(|| function.clone(), |location| format!("{function} ({location})"))
         };
         places.into_iter().enumerate().map(line).collect()
     }
 
+    /// Our own files from the workspace's root, others from their library's name on.
     fn shorten<'a>(&self, file: &'a str) -> &'a str {
-        let inside = Path::new(file).strip_prefix(&self.root).ok();
-        inside.and_then(Path::to_str).unwrap_or(file)
+        if let Some(inside) = Path::new(file).strip_prefix(&self.root).ok().and_then(Path::to_str) {
+            return inside;
+        }
+        if let Some((_, inside)) = file.split_once("/rust/library/") {
+            return inside;
+        }
+        let registry = file.split_once("/registry/src/").and_then(|(_, inside)| inside.split_once('/'));
+        registry.map_or(file, |(_, inside)| inside)
     }
 }
 
 fn rustc_name(symbol: &str) -> String {
     addr2line::demangle_auto(symbol.into(), None).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_from_where_a_reader_knows_them() {
+        let symbols = Symbols { loader: None, root: "/work/latchwork".into() };
+        for (file, short) in [
+            ("/work/latchwork/kernel/src/trap.rs", "kernel/src/trap.rs"),
+            ("/usr/lib/rustlib/src/rust/library/core/src/hint.rs", "core/src/hint.rs"),
+            ("/root/.cargo/registry/src/index.crates.io-1/spin-0.12.3/src/mutex.rs", "spin-0.12.3/src/mutex.rs"),
+            ("/elsewhere/a.rs", "/elsewhere/a.rs"),
+        ] {
+            assert_eq!(symbols.shorten(file), short);
+        }
+    }
+
+    #[test]
+    fn without_symbols_addresses_stay_numbers_and_repetitions_are_counted() {
+        let symbols = Symbols { loader: None, root: PathBuf::new() };
+        let lines = symbols.backtrace(&[0x10, 0x20, 0x20, 0x20, 0x30]);
+        assert_eq!(lines.len(), 4);
+        assert!(lines[2].contains("and 2 times more"), "{lines:?}");
+        assert!(lines[3].trim_start().starts_with("4: 0x0000000000000030"), "{lines:?}");
+    }
 }

@@ -2,10 +2,22 @@
 
 use core::arch::asm;
 
+/// `CR0`: protected mode.
+pub const CR0_PROTECTION_ENABLE: usize = 1 << 0;
+/// `CR0`: always on in CPUs of today.
+pub const CR0_EXTENSION_TYPE: usize = 1 << 4;
+/// `CR0`: floating-point errors are exceptions, not external interrupts.
+pub const CR0_NUMERIC_ERROR: usize = 1 << 5;
+/// `CR0`: paging.
+pub const CR0_PAGING: usize = 1 << 31;
 /// `CR0`: supervisor writes respect read-only pages.
 pub const CR0_WRITE_PROTECT: usize = 1 << 16;
 /// `CR4`: entries of eight bytes; always on in this kernel.
 pub const CR4_PHYSICAL_ADDRESS_EXTENSION: usize = 1 << 5;
+/// `CR4`: machine checks are exceptions, not a shutdown.
+pub const CR4_MACHINE_CHECK: usize = 1 << 6;
+/// `CR4`: five levels of tables; changed in legacy mode only.
+pub const CR4_LA57: usize = 1 << 12;
 /// `CR4`: translations marked global survive a change of `CR3`.
 pub const CR4_PAGE_GLOBAL_ENABLE: usize = 1 << 7;
 /// `CR4`: the `FSGSBASE` instructions.

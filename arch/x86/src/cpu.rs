@@ -34,6 +34,8 @@ bitflags! {
         const INVARIANT_TSC = 1 << 8;
         /// Leaves of 1 GiB.
         const GIGABYTE_PAGES = 1 << 9;
+        /// Machine-check exceptions.
+        const MACHINE_CHECK = 1 << 11;
         /// A hypervisor runs this CPU, which may so be preempted.
         const HYPERVISOR = 1 << 10;
     }
@@ -41,6 +43,15 @@ bitflags! {
 
 /// Bits a CPU may differ in: they say nothing about how shared tables are read.
 const MAY_DIFFER: Features = Features::INVARIANT_TSC.union(Features::HYPERVISOR);
+
+/// `CR0` of every CPU.
+const CR0: usize = control::CR0_PROTECTION_ENABLE
+    | control::CR0_EXTENSION_TYPE
+    | control::CR0_NUMERIC_ERROR
+    | control::CR0_WRITE_PROTECT
+    | control::CR0_PAGING;
+/// `CR4` of every CPU, without the bits that depend on features.
+const CR4_BASE: usize = control::CR4_PHYSICAL_ADDRESS_EXTENSION;
 
 /// The boot CPU's features. Written once by [`detect`] before any other CPU runs; read relaxed ever after.
 pub(crate) static FEATURES: AtomicU32 = AtomicU32::new(0);
@@ -62,7 +73,8 @@ pub fn features() -> Features {
     Features::from_bits_truncate(FEATURES.load(Ordering::Relaxed))
 }
 
-/// Switches this CPU's protections on: write protection, no-execute, SMEP, SMAP, global pages, PCID, FSGSBASE.
+/// Switches this CPU's protections on: write protection, no-execute, SMEP, SMAP, global pages, PCID, FSGSBASE. The control
+/// registers have the same contents on every CPU afterwards, whatever the firmware left in them.
 ///
 /// # Errors
 /// The features the boot CPU has and this one lacks; nothing is changed then.
@@ -81,6 +93,7 @@ pub unsafe fn enable() -> Result<(), MissingFeatures> {
         unsafe { msr::write(msr::EFER, msr::read(msr::EFER) | msr::EFER_NO_EXECUTE_ENABLE) };
     }
     let cr4_bits = [
+        (Features::MACHINE_CHECK, control::CR4_MACHINE_CHECK),
         (Features::GLOBAL_PAGES, control::CR4_PAGE_GLOBAL_ENABLE),
         (Features::SMEP, control::CR4_SMEP),
         (Features::SMAP, control::CR4_SMAP),
@@ -90,11 +103,11 @@ pub unsafe fn enable() -> Result<(), MissingFeatures> {
     let cr4 = cr4_bits
         .iter()
         .filter(|(feature, _)| wanted.contains(*feature))
-        .fold(control::cr4(), |cr4, (_, bit)| cr4 | bit);
+        .fold(CR4_BASE | control::cr4() & control::CR4_LA57, |cr4, (_, bit)| cr4 | bit);
     // SAFETY: each bit's feature was reported by CPUID; the caller vouches for the page tables in use.
     unsafe {
         control::write_cr4(cr4);
-        control::write_cr0(control::cr0() | control::CR0_WRITE_PROTECT);
+        control::write_cr0(CR0);
     }
     Ok(())
 }
@@ -109,6 +122,7 @@ fn read_cpuid() -> Features {
     if let Some(leaf) = basic {
         features.set(Features::GLOBAL_PAGES, leaf.has_pge());
         features.set(Features::PCID, leaf.has_pcid());
+        features.set(Features::MACHINE_CHECK, leaf.has_mce());
         features.set(Features::X2APIC, leaf.has_x2apic());
         features.set(Features::HYPERVISOR, leaf.has_hypervisor());
     }

@@ -21,4 +21,4 @@ pub mod time;
 #[path = "64/mod.rs"]
 mod bits;
 
-pub use bits::{backtrace, entry, gdt, idt, kernel_map, percpu, switch, trampoline, user_access};
+pub use bits::{backtrace, entry, gdt, idt, kernel_map, machine, percpu, switch, trampoline, user_access};

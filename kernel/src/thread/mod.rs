@@ -21,11 +21,13 @@ use intrusive_collections::LinkedListAtomicLink;
 use mm::cpu::CpuId;
 
 pub use idle::{IdleHooks, run as run_idle, set_hooks as set_idle_hooks};
-pub use join::{JoinHandle, SpawnError, alive, spawn_on};
+pub use join::{JoinHandle, SpawnError, spawn_on};
 pub use scheduler::{adopt_boot_context, current, current_name, is_idle, yield_now};
 use stack::Stack;
 pub use timer::{sleep, tick};
 pub use wait::{NEVER, block_until, block_while, wake};
+
+use crate::memory::UserSlot;
 
 /// A thread's name for reports; what does not fit is cut.
 #[derive(Clone, Copy)]
@@ -71,8 +73,12 @@ pub struct Thread {
     context: AtomicUsize,
     /// What to do first; taken by the thread itself.
     start: UnsafeCell<Option<Start>>,
+    /// Set by the thread itself when it gives its CPU away for the last time.
+    has_ended: AtomicBool,
     /// None for the idle contexts, which run on the stacks their CPUs started on.
     stack: Option<Stack>,
+    /// The address space it is in.
+    user: UserSlot,
     /// In its CPU's run queue or in a bucket of `wait`, never in both.
     queue_link: LinkedListAtomicLink,
     /// In its CPU's list of sleepers.
@@ -95,7 +101,9 @@ impl Thread {
             is_idle,
             context: AtomicUsize::new(0),
             start: UnsafeCell::new(start),
+            has_ended: AtomicBool::new(false),
             stack,
+            user: UserSlot::new(),
             queue_link: LinkedListAtomicLink::new(),
             timer_link: LinkedListAtomicLink::new(),
             wait_key: AtomicUsize::new(0),
@@ -107,6 +115,11 @@ impl Thread {
     /// The thread's name.
     pub fn name(&self) -> ShortName {
         self.name
+    }
+
+    /// The address space it is in.
+    pub fn user(&self) -> &UserSlot {
+        &self.user
     }
 
     /// The CPU it runs on.

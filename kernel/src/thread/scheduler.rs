@@ -17,9 +17,10 @@ use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter}
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
 
+use super::join::note_gone;
 use super::{ShortName, Thread};
-use crate::interrupt;
 use crate::sync::{LockName, Spin};
+use crate::{interrupt, memory};
 
 intrusive_adapter!(pub(super) QueueLink = Arc<Thread>: Thread { queue_link => LinkedListAtomicLink });
 
@@ -149,6 +150,7 @@ pub(super) fn switch_away() {
         if let Some(stack) = &to.stack {
             percpu::current().set_kernel_stack(stack.top());
         }
+        memory::switch_to(&to.user);
         // SAFETY: `to` does not run, since its CPU is this one; its context was stored by an earlier switch away from
         // it, or prepared. Interrupts are off. `from.context` lives as long as its thread.
         unsafe { switch::switch_stacks(from.context.as_ptr(), to.context.load(Ordering::Relaxed)) };
@@ -163,7 +165,13 @@ pub(super) fn release_previous() {
     let previous = scheduler.previous.swap(ptr::null_mut(), Ordering::Relaxed);
     if !previous.is_null() && !ptr::eq(previous, scheduler.idle.load(Ordering::Relaxed)) {
         // SAFETY: the reference that was `running`'s before the switch.
-        drop(unsafe { Arc::from_raw(previous) });
+        let thread = unsafe { Arc::from_raw(previous) };
+        let has_ended = thread.has_ended.load(Ordering::Relaxed);
+        // The last reference if the thread has ended: it is in no queue and no bucket.
+        drop(thread);
+        if has_ended {
+            note_gone();
+        }
     }
 }
 

@@ -165,7 +165,7 @@ pub struct LoadedMm<M: Machine> {
 
 impl<M: Machine> LoadedMm<M> {
     /// Of the current CPU, which has the kernel's own table loaded.
-    pub fn none(machine: M) -> Self {
+    pub const fn none(machine: M) -> Self {
         Self { machine, mm: None, _not_send: core::marker::PhantomData }
     }
 

@@ -4,8 +4,8 @@
 //! Rule: a CPU's injection is armed by that CPU and seen by its own allocations only. Switched off it costs one relaxed
 //! load of a line that nobody writes.
 
-use crate::sync::atomic::Ordering;
 use crate::sync::atomic::plain::AtomicU32;
+use crate::sync::atomic::{Ordering, const_new};
 
 /// What is being allocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,9 +43,11 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// Off.
-    pub(crate) fn new() -> Self {
-        Self { mode: AtomicU32::new(OFF), seen: AtomicU32::new(0), nth: AtomicU32::new(0), failed: AtomicU32::new(0) }
+    const_new! {
+        /// Off.
+        pub(crate) fn new() -> Self {
+            Self { mode: AtomicU32::new(OFF), seen: AtomicU32::new(0), nth: AtomicU32::new(0), failed: AtomicU32::new(0) }
+        }
     }
 
     /// Only counts: tells how many injection points an operation has.

@@ -5,7 +5,7 @@
 
 use crate::address::Pfn;
 use crate::page::{decode, encode};
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, array_of, const_new};
 
 /// Frames a reserve holds at most.
 pub(super) const CAPACITY: usize = if cfg!(loom) { 2 } else { 32 };
@@ -22,9 +22,11 @@ pub struct CpuFrames {
 }
 
 impl CpuFrames {
-    /// An empty reserve.
-    pub(crate) fn new() -> Self {
-        Self { slots: core::array::from_fn(|_| AtomicU64::new(0)), top: AtomicUsize::new(0) }
+    const_new! {
+        /// An empty reserve.
+        pub(crate) fn new() -> Self {
+            Self { slots: array_of![AtomicU64::new(0); CAPACITY], top: AtomicUsize::new(0) }
+        }
     }
 
     /// Takes a frame out.
@@ -124,5 +126,88 @@ mod tests {
         all.extend(std::iter::from_fn(|| reserve.take()));
         assert_eq!(all.len() as u64, FRAMES, "a frame was lost or doubled");
         assert_eq!(all.into_iter().collect::<BTreeSet<_>>().len() as u64, FRAMES);
+    }
+}
+
+/// An owner that takes and puts, while another CPU drains or the owner's own interrupt handler frees.
+#[cfg(all(test, loom))]
+#[allow(unsafe_code)]
+mod model {
+    use super::CpuFrames;
+    use crate::address::Pfn;
+    use loom::cell::UnsafeCell;
+    use loom::model::Builder;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// A reserve, and contents of frames that only their owner touches: the checker objects if two do without an order.
+    struct Memory {
+        reserve: CpuFrames,
+        contents: [UnsafeCell<()>; 3],
+    }
+
+    // SAFETY: what the model checks; loom reports every violation.
+    unsafe impl Sync for Memory {}
+
+    impl Memory {
+        fn own(&self, pfn: Pfn) -> Pfn {
+            self.contents[pfn.0 as usize].with_mut(|_| ());
+            pfn
+        }
+
+        fn put(&self, pfn: Pfn) -> bool {
+            self.reserve.put(self.own(pfn))
+        }
+
+        fn take(&self) -> Option<Pfn> {
+            self.reserve.take().map(|pfn| self.own(pfn))
+        }
+    }
+
+    /// Checks every interleaving with up to three preemptions.
+    fn check(model: impl Fn(Arc<Memory>) + Send + Sync + 'static) {
+        let mut builder = Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            model(Arc::new(Memory { reserve: CpuFrames::new(), contents: [(); 3].map(UnsafeCell::new) }));
+        });
+    }
+
+    #[test]
+    fn no_frame_is_lost_or_given_twice() {
+        check(|memory| {
+            assert!(memory.put(Pfn(1)) && memory.put(Pfn(2)));
+            let drainer = {
+                let memory = memory.clone();
+                thread::spawn(move || [memory.take(), memory.take()])
+            };
+            let mut all = vec![];
+            if let Some(pfn) = memory.take() {
+                if !memory.put(pfn) {
+                    all.push(pfn);
+                }
+            }
+            all.extend(memory.take());
+            all.extend(drainer.join().unwrap().into_iter().flatten());
+            all.extend(std::iter::from_fn(|| memory.take()));
+            all.sort();
+            assert_eq!(all, [Pfn(1), Pfn(2)]);
+        });
+    }
+
+    /// A handler that frees a frame puts while its CPU is in the middle of a put; to the slots that is another CPU.
+    #[test]
+    fn two_that_put_at_once_lose_no_frame() {
+        check(|memory| {
+            let other = {
+                let memory = memory.clone();
+                thread::spawn(move || memory.put(Pfn(1)))
+            };
+            assert!(memory.put(Pfn(2)));
+            assert!(other.join().unwrap());
+            let mut all: Vec<Pfn> = std::iter::from_fn(|| memory.take()).collect();
+            all.sort();
+            assert_eq!(all, [Pfn(1), Pfn(2)]);
+        });
     }
 }

@@ -60,6 +60,22 @@ fn a_frame_from_the_reserve_costs_no_lock() {
 }
 
 #[test]
+fn a_refill_loses_no_frame_if_an_interrupt_has_filled_the_reserve_meanwhile() {
+    let (machine, allocator) = calm(64);
+    let sim = machine.handle();
+    machine.run_cpu(CPU0, || {
+        let reserve = &sim.local().frames;
+        while reserve.count() < percpu::CAPACITY as u64 {
+            assert!(reserve.put(allocator.lock(sim).buddy.take(0, PageType::Stocked).unwrap()));
+        }
+        let taken = allocator.refill(sim, reserve).unwrap();
+        assert_eq!(allocator.free_frames(sim), 63);
+        allocator.hand_out(sim, taken, 0);
+        allocator.free(sim, taken);
+    });
+}
+
+#[test]
 fn a_zeroed_frame_is_zero_whatever_was_in_it() {
     let (machine, allocator) = calm(4);
     let sim = machine.handle();

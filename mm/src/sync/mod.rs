@@ -58,8 +58,8 @@ impl LockClass {
         Self::ALL.get(usize::from(index)).copied().unwrap_or(Self::Other)
     }
 
-    /// What a stuck waiter is said to wait for.
-    const fn waiting(self) -> &'static str {
+    /// What a report of a holder or waiter calls the lock.
+    pub const fn description(self) -> &'static str {
         match self {
             Self::Pte => "the lock of a PTE table",
             Self::Pmd => "the lock of a PMD table",

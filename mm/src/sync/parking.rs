@@ -13,7 +13,7 @@
 
 use super::LockClass;
 use super::atomic::plain::{AtomicU8, AtomicU64 as PlainU64, AtomicUsize as PlainUsize};
-use super::atomic::{AtomicU32, AtomicUsize, Ordering};
+use super::atomic::{AtomicU32, AtomicUsize, Ordering, const_new};
 use crate::config::NR_CPUS;
 use crate::cpu::{CpuId, CpuLocal, CpuSet};
 use crate::machine::{Machine, WaitingRule};
@@ -58,14 +58,16 @@ pub struct WaitingFor {
 }
 
 impl ParkingSlot {
-    /// Waits for nothing.
-    pub fn new() -> Self {
-        Self {
-            lock: AtomicUsize::new(0),
-            state: AtomicU32::new(0),
-            class: AtomicU8::new(0),
-            since: PlainU64::new(0),
-            search_from: PlainUsize::new(0),
+    const_new! {
+        /// Waits for nothing.
+        pub fn new() -> Self {
+            Self {
+                lock: AtomicUsize::new(0),
+                state: AtomicU32::new(0),
+                class: AtomicU8::new(0),
+                since: PlainU64::new(0),
+                search_from: PlainUsize::new(0),
+            }
         }
     }
 
@@ -138,7 +140,7 @@ impl<'m, M: Machine> Wait<'m, M> {
             }
         }
         if self.machine.now().saturating_sub(self.since) > STUCK_AFTER {
-            self.machine.stuck(self.class.waiting());
+            self.machine.stuck(self.class.description());
         }
         false
     }

@@ -20,7 +20,7 @@
 //! enough, and compiler fences keep the section between its two stores.
 
 use super::atomic::plain::{AtomicU32 as PlainU32, compiler_fence};
-use super::atomic::{AtomicU32, AtomicU64, Ordering};
+use super::atomic::{AtomicU32, AtomicU64, Ordering, const_new};
 use super::parking::STUCK_AFTER;
 use crate::config::NR_CPUS;
 use crate::cpu::CpuSet;
@@ -42,13 +42,15 @@ pub struct RcuCpu {
 }
 
 impl RcuCpu {
-    /// A CPU that has not started.
-    pub fn new() -> Self {
-        Self {
-            nesting: PlainU32::new(0),
-            requested: AtomicU64::new(0),
-            reported: AtomicU64::new(0),
-            idle: AtomicU32::new(0),
+    const_new! {
+        /// A CPU that has not started.
+        pub fn new() -> Self {
+            Self {
+                nesting: PlainU32::new(0),
+                requested: AtomicU64::new(0),
+                reported: AtomicU64::new(0),
+                idle: AtomicU32::new(0),
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use crate::sync::rcu::RcuRead;
 use core::ptr::{self, NonNull};
 
 /// Children of a node. With two levels an address space holds at least `FANOUT² / 2` regions.
-const FANOUT: usize = 126;
+const FANOUT: usize = if cfg!(loom) { 4 } else { 126 };
 
 /// A leaf (children are regions) or the root (children are leaves). `keys[i]` is the lowest address below `children[i]`.
 pub(crate) struct Node {
@@ -338,7 +338,7 @@ impl Builder {
     }
 
     fn end_leaf(&mut self) {
-        let leaf = core::mem::replace(&mut self.leaf, ptr::null_mut());
+        let leaf = core::mem::take(&mut self.leaf);
         if !leaf.is_null() {
             self.keep_leaf(leaf.cast());
         }

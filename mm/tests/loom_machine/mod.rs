@@ -1,17 +1,17 @@
-//! The machine that the model checker's lock models run on: a thread is a CPU, a halt is a `park`, a kick an `unpark`.
+//! The machine that the models run on: a thread is a CPU, a halt is a `park`, a kick an `unpark`.
 //!
-//! Each handle belongs to one CPU. The machine is created anew in every execution, since loom's atomics must be, and
+//! Which CPU a thread is, it knows itself. The machine is created anew in every execution, since loom's atomics must be, and
 //! freed at its end by [`Model::run`].
 
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, Thread};
 use mm::address::Pfn;
 use mm::cpu::{CpuId, CpuSet, Cpus};
-use mm::machine::{LocalFlush, Machine, SlotOf, WaitingRule};
-use mm::pgtable::{Level, Tiny};
+use mm::machine::{FrameUse, LocalFlush, Machine, SlotOf, WaitingRule};
+use mm::pgtable::{Entry, EntrySlot, Level, Slot64, Tiny};
 use mm::sync::rcu;
 use mm::sync::ticket::TicketLock;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +23,8 @@ pub struct Model {
     pub rounds: u32,
     /// Whether kicks arrive. Without them a waiter must sleep for ever in some execution.
     pub kicks: bool,
+    /// Frames of memory. Each is a table of the tiny mode and, apart from that, a page of bytes.
+    pub frames: usize,
 }
 
 struct Hardware {
@@ -32,12 +34,29 @@ struct Hardware {
     /// A kick not taken yet, per CPU. Not loom's: executions run one thread at a time, and a kick is sticky.
     pending: Vec<AtomicBool>,
     sleepers: (Mutex<()>, Condvar),
+    memory: Vec<Frame>,
 }
 
-/// A CPU of the machine.
+/// A frame. What it is used for is not loom's: it is a check, not part of the model.
+struct Frame {
+    slots: [Slot64; 4],
+    bytes: Box<Page>,
+    is_table: AtomicBool,
+}
+
+#[repr(align(4096))]
+struct Page(UnsafeCell<[u8; 4096]>);
+
+/// The first frame: not 0, so that a frame number that was never set is caught.
+pub const FIRST_FRAME: Pfn = Pfn(0x100);
+
+loom::thread_local! {
+    static CURRENT: Cell<u32> = Cell::new(0);
+}
+
+/// The machine, as the CPU sees it that the thread is.
 #[derive(Clone, Copy)]
 pub struct Cpu {
-    id: CpuId,
     hardware: &'static Hardware,
 }
 
@@ -47,7 +66,7 @@ unsafe impl Sync for Hardware {}
 impl Model {
     /// A machine that really wakes its CPUs.
     pub fn new(cpus: usize, rounds: u32) -> Self {
-        Self { cpus, rounds, kicks: true }
+        Self { cpus, rounds, kicks: true, frames: 0 }
     }
 
     /// Explores every execution of `work` on all CPUs at once, over what `shared` makes; `check` looks at the end.
@@ -57,22 +76,35 @@ impl Model {
         work: impl Fn(&S, Cpu) + Copy + Send + Sync + 'static,
         check: impl Fn(&S, Cpu) + Send + Sync + 'static,
     ) {
+        self.run_on(move |_| shared(), work, check);
+    }
+
+    /// As [`Self::run`], where `shared` is made by CPU 0.
+    pub fn run_on<S: Send + Sync + 'static>(
+        self,
+        shared: impl Fn(Cpu) -> S + Send + Sync + 'static,
+        work: impl Fn(&S, Cpu) + Copy + Send + Sync + 'static,
+        check: impl Fn(&S, Cpu) + Send + Sync + 'static,
+    ) {
         loom::model(move || {
-            let state: *mut (Hardware, S) = Box::into_raw(Box::new((Hardware::new(self), shared())));
-            // SAFETY: the box is freed below, after all threads that use it have ended.
-            let (hardware, shared): &'static (Hardware, S) = unsafe { &*state };
-            let cpu = |number: usize| Cpu { id: CpuId(number as u32), hardware };
+            let hardware_box = Box::into_raw(Box::new(Hardware::new(self)));
+            // SAFETY: both boxes are freed below, after all threads that use them have ended.
+            let hardware: &'static Hardware = unsafe { &*hardware_box };
+            let cpu = Cpu { hardware };
+            let shared_box = Box::into_raw(Box::new(shared(cpu)));
+            // SAFETY: as above.
+            let shared: &'static S = unsafe { &*shared_box };
             let others: Vec<_> = (1..self.cpus)
-                .map(|number| {
-                    let cpu = cpu(number);
-                    thread::spawn(move || cpu.start(|| work(shared, cpu)))
-                })
+                .map(|number| thread::spawn(move || cpu.start(number as u32, || work(shared, cpu))))
                 .collect();
-            cpu(0).start(|| work(shared, cpu(0)));
+            cpu.start(0, || work(shared, cpu));
             others.into_iter().for_each(|other| other.join().unwrap());
-            check(shared, cpu(0));
+            check(shared, cpu);
             // SAFETY: from `Box::into_raw` above; the threads have been joined and no reference is used any more.
-            drop(unsafe { Box::from_raw(state) });
+            unsafe {
+                drop(Box::from_raw(shared_box));
+                drop(Box::from_raw(hardware_box));
+            }
         });
     }
 }
@@ -85,14 +117,30 @@ impl Hardware {
             threads: RefCell::new(vec![None; model.cpus]),
             pending: (0..model.cpus).map(|_| AtomicBool::new(false)).collect(),
             sleepers: (Mutex::new(()), Condvar::new()),
+            memory: (0..model.frames).map(|_| Frame::new()).collect(),
+        }
+    }
+
+    fn frame(&self, pfn: Pfn) -> &Frame {
+        &self.memory[(pfn.0 - FIRST_FRAME.0) as usize]
+    }
+}
+
+impl Frame {
+    fn new() -> Self {
+        Self {
+            slots: std::array::from_fn(|_| Slot64::new(Entry::NONE)),
+            bytes: Box::new(Page(UnsafeCell::new([0; 4096]))),
+            is_table: AtomicBool::new(false),
         }
     }
 }
 
 impl Cpu {
-    /// Runs `work` as this CPU.
-    fn start(self, work: impl FnOnce()) {
-        self.hardware.threads.borrow_mut()[self.id.index()] = Some(thread::current());
+    /// Runs `work` as CPU `number`.
+    fn start(self, number: u32, work: impl FnOnce()) {
+        CURRENT.with(|current| current.set(number));
+        self.hardware.threads.borrow_mut()[number as usize] = Some(thread::current());
         work();
     }
 
@@ -104,11 +152,11 @@ impl Cpu {
     }
 
     fn take_kick(self) -> bool {
-        self.hardware.pending[self.id.index()].swap(false, Ordering::Relaxed)
+        self.hardware.pending[self.cpu().index()].swap(false, Ordering::Relaxed)
     }
 }
 
-// SAFETY: each handle names one CPU and is used by one thread. No memory is handed out.
+// SAFETY: a CPU is one thread, and a thread one CPU; frames are disjoint and live as long as the machine.
 unsafe impl Machine for Cpu {
     type Mode = Tiny;
     type Lock = TicketLock;
@@ -118,7 +166,7 @@ unsafe impl Machine for Cpu {
     }
 
     fn cpu(self) -> CpuId {
-        self.id
+        CpuId(CURRENT.with(Cell::get))
     }
 
     fn online(self) -> CpuSet {
@@ -181,18 +229,26 @@ unsafe impl Machine for Cpu {
         panic!("stuck waiting for {what}")
     }
 
-    fn map_table(&self, _pfn: Pfn, _level: Level) -> &[SlotOf<Self>] {
-        unreachable!("the lock models have no tables")
+    fn map_table(&self, pfn: Pfn, _level: Level) -> &[SlotOf<Self>] {
+        let frame = self.hardware.frame(pfn);
+        assert!(frame.is_table.load(Ordering::Relaxed), "{pfn:?} is walked and no table");
+        &frame.slots
     }
 
     fn unmap_table(&self, _table: &[SlotOf<Self>]) {}
 
-    fn zero_frame(self, _pfn: Pfn) {}
+    fn zero_frame(self, pfn: Pfn) {
+        self.hardware.frame(pfn).slots.iter().for_each(|slot| slot.store(Entry::NONE));
+    }
 
     fn copy_frame(self, _from: Pfn, _to: Pfn) {}
 
-    fn frame_bytes(&self, _pfn: Pfn) -> NonNull<u8> {
-        unreachable!("the lock models have no memory")
+    fn frame_bytes(&self, pfn: Pfn) -> NonNull<u8> {
+        NonNull::new(self.hardware.frame(pfn).bytes.0.get().cast()).unwrap()
+    }
+
+    fn note_frame(self, pfn: Pfn, frame_use: FrameUse) {
+        self.hardware.frame(pfn).is_table.store(frame_use == FrameUse::Table, Ordering::Relaxed);
     }
 
     fn fill_kernel_entries(&self, _top: &[SlotOf<Self>]) {}

@@ -13,7 +13,7 @@ pub use ktap::Ktap;
 pub use logline::LogLine;
 pub use record::Record;
 pub use splitter::LineSplitter;
-pub use transcript::{Event, KernelTest, TestStatus, Transcript};
+pub use transcript::{Event, KernelTest, LastWord, TestStatus, Transcript};
 
 /// One line of serial output.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,11 +3,14 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::logline::Level;
 use super::record::{Backtrace, Boot, Cpu, End, Hang, Oracle, Phase};
-use super::{Ktap, Line, Record};
+use super::{Ktap, Line, LogLine, Record};
 
-/// So many last lines are kept for a report.
+/// So many last lines are kept.
 const TAIL_LINES: usize = 40;
+/// Log target of what a dying kernel says of its CPUs (`docs/harness.md`).
+const REPORT_TARGET: &str = "report";
 
 /// How a test in the kernel ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,15 @@ pub struct KernelTest {
     pub duration: Duration,
     /// The KTAP diagnostics and the warnings logged while it ran.
     pub diagnostics: Vec<String>,
+}
+
+/// A piece of what a dying kernel says of its CPUs, in its own order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LastWord {
+    /// Registers, locks held and waited for.
+    Text(String),
+    /// A backtrace, unsymbolised.
+    Backtrace(Backtrace),
 }
 
 /// What a line meant, for live progress.
@@ -69,17 +81,17 @@ pub struct Transcript {
     pub cpus: Vec<Cpu>,
     /// Checked properties.
     pub oracles: Vec<Oracle>,
-    /// Backtraces, unsymbolised.
-    pub backtraces: Vec<Backtrace>,
+    /// What the kernel said of its CPUs when it died.
+    pub last_words: Vec<LastWord>,
     /// The watchdog's verdict.
     pub hang: Option<Hang>,
     /// The last record of a run that ended by itself.
     pub end: Option<End>,
     /// Damaged lines.
     pub torn: Vec<String>,
-    /// `ERROR` lines of the log.
+    /// `ERROR` lines of the log, last words aside.
     pub errors: Vec<String>,
-    /// The last lines of any kind.
+    /// The last lines of any kind, last words aside.
     pub tail: VecDeque<String>,
     diagnostics: Vec<String>,
     last_result: Duration,
@@ -88,20 +100,18 @@ pub struct Transcript {
 impl Transcript {
     /// Takes one whole line that came `now` after the start of the run.
     pub fn feed(&mut self, text: &str, now: Duration) -> Event<'_> {
-        if self.tail.len() == TAIL_LINES {
-            self.tail.pop_front();
+        let line = Line::parse(text);
+        if !is_last_word(&line) {
+            if self.tail.len() == TAIL_LINES {
+                self.tail.pop_front();
+            }
+            self.tail.push_back(text.to_owned());
         }
-        self.tail.push_back(text.to_owned());
-        match Line::parse(text) {
+        match line {
             Line::Ktap(ktap) => self.ktap(ktap, now),
             Line::Record(record) => self.record(record, now),
             Line::Log(line) => {
-                if line.level == super::logline::Level::Error {
-                    self.errors.push(line.text);
-                }
-                if line.level <= super::logline::Level::Warn && self.running.is_some() {
-                    self.diagnostics.push(text.to_owned());
-                }
+                self.log(line, text);
                 Event::Quiet
             }
             Line::Torn(text) => {
@@ -122,6 +132,19 @@ impl Transcript {
     pub fn not_run(&self) -> u32 {
         let accounted = self.tests.len() as u32 + u32::from(self.running.is_some());
         self.planned.unwrap_or(0).saturating_sub(accounted)
+    }
+
+    fn log(&mut self, line: LogLine, text: &str) {
+        if line.target == REPORT_TARGET {
+            self.last_words.push(LastWord::Text(line.text));
+            return;
+        }
+        if line.level <= Level::Warn && self.running.is_some() {
+            self.diagnostics.push(text.to_owned());
+        }
+        if line.level == Level::Error {
+            self.errors.push(line.text);
+        }
     }
 
     fn ktap(&mut self, ktap: Ktap, now: Duration) -> Event<'_> {
@@ -167,12 +190,20 @@ impl Transcript {
             Record::Test { name, about } => self.listed.push((name, about)),
             Record::Cpu(cpu) => self.cpus.push(cpu),
             Record::Oracle(oracle) => self.oracles.push(oracle),
-            Record::Backtrace(backtrace) => self.backtraces.push(backtrace),
+            Record::Backtrace(backtrace) => self.last_words.push(LastWord::Backtrace(backtrace)),
             Record::Hang(hang) => self.hang = Some(hang),
             Record::End(end) => self.end = Some(end),
             Record::Unknown { .. } => {}
         }
         Event::Quiet
+    }
+}
+
+fn is_last_word(line: &Line) -> bool {
+    match line {
+        Line::Log(line) => line.target == REPORT_TARGET,
+        Line::Record(record) => matches!(record, Record::Backtrace(_)),
+        _ => false,
     }
 }
 
@@ -221,5 +252,19 @@ mod tests {
         }
         assert_eq!(run.tail.len(), TAIL_LINES);
         assert_eq!(run.tail.back().map(String::as_str), Some("line 99"));
+    }
+
+    #[test]
+    fn last_words_keep_their_order_and_do_not_push_the_log_out() {
+        let run = transcript(&[
+            "[    0.100000] cpu0 ERROR panic: no more frames",
+            "[    0.100001] cpu0 ERROR report: cpu 0, thread 'main':",
+            r#"@bt {"cpu":0,"reason":"panic","rip":"0x10","frames":[]}"#,
+            "[    0.100002] cpu0 ERROR report: cpu 0 holds a lock",
+        ]);
+        assert_eq!(run.errors, ["no more frames"]);
+        assert_eq!(run.tail.len(), 1);
+        let kinds: Vec<bool> = run.last_words.iter().map(|word| matches!(word, LastWord::Text(_))).collect();
+        assert_eq!(kinds, [true, false, true]);
     }
 }

@@ -185,10 +185,10 @@ fn split_dump(dump: &str) -> Vec<CpuState> {
     states
 }
 
-/// The value of a 64-bit register in QEMU's dump.
+/// The value of a register in QEMU's dump.
 fn register(dump: &str, name: &str) -> Option<u64> {
-    let start = dump.find(&format!("{name}="))? + name.len() + 1;
-    u64::from_str_radix(dump.get(start..start + 16)?, 16).ok()
+    let (_, rest) = dump.split_once(&format!("{name}="))?;
+    u64::from_str_radix(rest.split_ascii_whitespace().next()?, 16).ok()
 }
 
 /// The two words of `x /2gx`, whose answer is `address: 0x… 0x…`.

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use super::accelerator::Virtualisation;
 use super::packages::{Package, System};
 use super::toolchain::{Need, Toolchains, choose, survey};
-use super::{find_program, ovmf, qemu};
+use super::{find_program, missing_packages, ovmf, qemu};
 use crate::workspace::Workspace;
 
 /// Prints the findings; whether all is there.
@@ -25,16 +25,11 @@ pub fn examine(workspace: &Workspace) -> bool {
         let has = if has.is_empty() { "host only".to_owned() } else { has.join(", ") };
         line("compiler", format_args!("{} {} ({has})", toolchain.rustc.display(), toolchain.version));
     }
-    let mut missing = Vec::new();
+    let mut missing = missing_packages();
     for (need, what) in [(Need::KernelTarget, "kernel by"), (Need::LibrarySource, "boot image by")] {
         match choose(&all, need) {
             Some(toolchain) => line(what, toolchain.rustc.display()),
-            None => {
-                line(what, "MISSING");
-                if !missing.contains(&Package::Toolchain) {
-                    missing.push(Package::Toolchain);
-                }
-            }
+            None => line(what, "MISSING"),
         }
     }
     if let Some(toolchain) = choose(&all, Need::KernelTarget) {
@@ -55,17 +50,11 @@ pub fn examine(workspace: &Workspace) -> bool {
                 missing.push(Package::Qemu);
             }
         },
-        None => {
-            line("QEMU", "MISSING");
-            missing.push(Package::Qemu);
-        }
+        None => line("QEMU", "MISSING"),
     }
     match ovmf::find() {
         Some(ovmf) => line("OVMF", ovmf.code.display()),
-        None => {
-            line("OVMF", "MISSING");
-            missing.push(Package::Ovmf);
-        }
+        None => line("OVMF", "MISSING"),
     }
     let virtualisation = Virtualisation::detect();
     line("accelerator", format_args!("{} ({})", virtualisation.accelerator(), virtualisation.reason()));

@@ -13,15 +13,37 @@ pub mod toolchain;
 use std::path::{Path, PathBuf};
 
 use packages::{Package, System};
+use toolchain::Need;
 
 /// Something is missing, and this is how to get it.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} is missing; to install it, run:\n    {command}")]
+#[error("{what} is missing; to install what this machine lacks, run:\n    {command}")]
 pub struct Missing {
     /// What was looked for.
-    pub what: &'static str,
+    what: &'static str,
     /// One command for this system.
-    pub command: String,
+    command: String,
+}
+
+impl Missing {
+    /// With a command for these packages and all others that are missing too, so that one is enough.
+    fn packages(what: &'static str, packages: &[Package]) -> Self {
+        let mut all = packages.to_vec();
+        all.extend(missing_packages().into_iter().filter(|package| !packages.contains(package)));
+        Self { what, command: System::detect().install_command(&all) }
+    }
+}
+
+/// What is missing of all that xtask ever needs.
+fn missing_packages() -> Vec<Package> {
+    let compilers = toolchain::survey();
+    let serves = |need| toolchain::choose(&compilers, need).is_some();
+    let found = [
+        (Package::Toolchain, serves(Need::KernelTarget) && serves(Need::LibrarySource)),
+        (Package::Qemu, qemu::find().is_some()),
+        (Package::Ovmf, ovmf::find().is_some()),
+    ];
+    found.into_iter().filter(|(_, found)| !found).map(|(package, _)| package).collect()
 }
 
 /// Looks with `find`; if that fails, installs `packages` and looks again.
@@ -36,7 +58,7 @@ fn find_or_install<T>(what: &'static str, packages: &[Package], find: impl Fn() 
     {
         return Ok(found);
     }
-    Err(Missing { what, command: system.install_command(packages) })
+    Err(Missing::packages(what, packages))
 }
 
 /// The folders programs are looked for in.

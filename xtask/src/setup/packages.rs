@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Something a system package brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,23 +66,24 @@ impl System {
     /// Installs, saying what it runs. `false` when a command failed; its own words are on the terminal then.
     pub fn install(self, packages: &[Package]) -> bool {
         let names: Vec<&str> = packages.iter().flat_map(|&package| names(self.manager, package)).copied().collect();
-        let mut install = vec!["apt-get", "install", "-y", "--no-install-recommends"];
+        let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
         install.extend(names);
-        [&["apt-get", "update"][..], &install].into_iter().all(|words| {
-            eprintln!("xtask: running: {}", words.join(" "));
-            let (program, arguments) = (words[0], &words[1..]);
-            let status = Command::new(program).args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
-            status.is_ok_and(|status| status.success())
-        })
+        static UPDATED: OnceLock<bool> = OnceLock::new();
+        *UPDATED.get_or_init(|| apt_get(&["update", "-q"])) && apt_get(&install)
     }
 
     /// The one command a person would type.
     pub fn install_command(self, packages: &[Package]) -> String {
-        if packages == [Package::Toolchain] && self.manager != Manager::Apt {
-            return RUSTUP_INSTALL.to_owned();
-        }
-        let names: Vec<&str> = packages.iter().flat_map(|&package| names(self.manager, package)).copied().collect();
-        let names = names.join(" ");
+        // Only Debian has a compiler among its packages that is new enough and comes with library source.
+        let by_rustup = |package: &&Package| **package == Package::Toolchain && self.manager != Manager::Apt;
+        let rustup = packages.iter().find(by_rustup).map(|_| RUSTUP_INSTALL.to_owned());
+        let others = packages.iter().filter(|package| !by_rustup(package));
+        let names: Vec<&str> = others.flat_map(|&package| names(self.manager, package)).copied().collect();
+        let system = (!names.is_empty()).then(|| self.system_command(&names.join(" ")));
+        rustup.into_iter().chain(system).collect::<Vec<_>>().join(" && ")
+    }
+
+    fn system_command(self, names: &str) -> String {
         let sudo = if self.root { "" } else { "sudo " };
         match self.manager {
             Manager::Apt => {
@@ -95,6 +97,13 @@ impl System {
             Manager::Unknown => format!("(this system's package manager) install {names}"),
         }
     }
+}
+
+/// Runs it, saying so.
+fn apt_get(arguments: &[&str]) -> bool {
+    eprintln!("xtask: running: apt-get {}", arguments.join(" "));
+    let status = Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
+    status.is_ok_and(|status| status.success())
 }
 
 /// How rustup itself comes to a machine without it.
@@ -165,5 +174,7 @@ mod tests {
         let mac = System { manager: Manager::Brew, root: false };
         assert_eq!(mac.install_command(&[Package::Qemu]), "brew install qemu");
         assert_eq!(mac.install_command(&[Package::Toolchain]), RUSTUP_INSTALL);
+        let both = System { manager: Manager::Dnf, root: true }.install_command(&[Package::Toolchain, Package::Ovmf]);
+        assert_eq!(both, format!("{RUSTUP_INSTALL} && dnf install edk2-ovmf"));
     }
 }

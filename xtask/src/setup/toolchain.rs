@@ -151,13 +151,15 @@ impl Toolchains {
         {
             return Ok(found);
         }
-        let command = match (&rustup, system.may_install()) {
-            (Some(_), _) => RUSTUP_ADD.join(" && "),
+        const WHAT: &str = "a compiler that can build `core` for the kernel";
+        if rustup.is_some() {
+            return Err(Missing { what: WHAT, command: RUSTUP_ADD.join(" && ") });
+        }
+        if system.may_install() {
             // The distribution was asked and has no such package.
-            (None, true) => RUSTUP_INSTALL.to_owned(),
-            (None, false) => system.install_command(&[Package::Toolchain]),
-        };
-        Err(Missing { what: "a compiler that can build `core` for the kernel", command })
+            return Err(Missing { what: WHAT, command: RUSTUP_INSTALL.to_owned() });
+        }
+        Err(Missing::packages(WHAT, &[Package::Toolchain]))
     }
 
     /// The same, with clippy.
@@ -179,10 +181,7 @@ impl Toolchains {
                 return Ok(found);
             }
         }
-        Err(Missing {
-            what: "clippy for the kernel's compiler",
-            command: system.install_command(&[Package::Toolchain, Package::Clippy]),
-        })
+        Err(Missing::packages("clippy for the kernel's compiler", &[Package::Toolchain, Package::Clippy]))
     }
 
     /// A cargo command that knows its own compiler and linker and nothing of rustup.

@@ -1,4 +1,4 @@
-//! Tests of xtask and kernel together: refused command lines, a deterministic run made twice, the disk image.
+//! Tests of xtask and kernel together: kernels that go wrong on purpose, a deterministic run made twice, the disk image.
 //!
 //! Each boots the real kernel, so they belong to `cargo xtask test` and not to plain `cargo test`.
 
@@ -12,12 +12,13 @@ use crate::build::Builder;
 use crate::interrupt;
 use crate::machine::{Accelerator, Clock, Machine, Task};
 use crate::postmortem;
+use crate::protocol::LastWord;
 use crate::protocol::logline::Level;
 use crate::runner::{self, Medium, Plan, Run};
 use crate::setup::ovmf;
 use crate::symbolise::Symbols;
 use crate::timing;
-use crate::verdict::Verdict;
+use crate::verdict::{Loss, Noticed, Verdict};
 use crate::workspace::Workspace;
 
 /// What these tests are listed under.
@@ -42,7 +43,80 @@ pub struct GuestTest {
 }
 
 /// All of them.
-pub const TESTS: [GuestTest; 4] = [
+pub const TESTS: [GuestTest; 13] = [
+    GuestTest {
+        name: "verdict::a_panic_is_reported_with_a_backtrace",
+        about: "a kernel that panics: exit 37, symbolised backtrace",
+        run: |stage| {
+            stage.misbehave("panic", |run| {
+                let mut words = run.ended.transcript.last_words.iter();
+                run.verdict == Verdict::Panicked && words.any(|word| matches!(word, LastWord::Backtrace(_)))
+            })
+        },
+    },
+    GuestTest {
+        name: "verdict::a_stack_overflow_is_called_by_its_name",
+        about: "a kernel that overflows a stack: a panic that says so",
+        run: |stage| {
+            stage.misbehave("stack-overflow", |run| {
+                let mut errors = run.ended.transcript.errors.iter();
+                run.verdict == Verdict::Panicked && errors.any(|error| error.starts_with("stack overflow"))
+            })
+        },
+    },
+    GuestTest {
+        name: "verdict::a_triple_fault_is_no_success",
+        about: "a kernel that triple-faults: RESET, with the registers it had",
+        run: |stage| stage.misbehave("triple-fault", |run| run.verdict == Verdict::Reset && !run.ended.cpus.is_empty()),
+    },
+    GuestTest {
+        name: "verdict::a_spinning_cpu_is_a_hang",
+        about: "a kernel that spins: HANG, by its own watchdog",
+        run: |stage| {
+            stage.misbehave("spin", |run| {
+                run.verdict == Verdict::Hung(Noticed::Kernel) && run.ended.transcript.hang.is_some()
+            })
+        },
+    },
+    GuestTest {
+        name: "verdict::a_panic_on_every_cpu_at_once_is_one_report",
+        about: "all CPUs panic together: exit 37, and no line torn",
+        run: |stage| {
+            stage.misbehave("panic-everywhere", |run| {
+                run.verdict == Verdict::Panicked && run.ended.transcript.torn.is_empty()
+            })
+        },
+    },
+    GuestTest {
+        name: "verdict::a_deaf_cpu_is_a_hang",
+        about: "a CPU that spins with interrupts off: HANG, reported by another CPU",
+        run: |stage| {
+            stage.misbehave("deaf", |run| {
+                run.verdict == Verdict::Hung(Noticed::Kernel) && run.ended.transcript.hang.is_some()
+            })
+        },
+    },
+    GuestTest {
+        name: "verdict::a_deadlock_names_the_lock",
+        about: "a kernel that waits for a lock for ever: HANG, naming the lock and the ticket",
+        run: |stage| {
+            stage.misbehave("deadlock", |run| {
+                let hang = run.ended.transcript.hang.as_ref();
+                let names_lock = hang.is_some_and(|hang| hang.figures.contains_key("lock"));
+                run.verdict == Verdict::Hung(Noticed::Kernel) && names_lock
+            })
+        },
+    },
+    GuestTest {
+        name: "verdict::half_a_line_is_lost_output",
+        about: "a kernel that prints half a KTAP line and exits well: LOST OUTPUT",
+        run: |stage| stage.misbehave("half-line", |run| matches!(run.verdict, Verdict::LostOutput(Loss::Torn(_)))),
+    },
+    GuestTest {
+        name: "verdict::a_silent_exit_is_lost_output",
+        about: "a kernel that exits well without its @end record: LOST OUTPUT",
+        run: |stage| stage.misbehave("silent-exit", |run| run.verdict == Verdict::LostOutput(Loss::NoEnd)),
+    },
     GuestTest {
         name: "verdict::an_unknown_workload_is_refused",
         about: "a workload the kernel does not know: REFUSED, with one line",
@@ -113,6 +187,11 @@ pub fn run(stage: &mut Stage<'_, '_>, filter: &str, progress: &mut Progress) {
 }
 
 impl Stage<'_, '_> {
+    /// Has the kernel go wrong in one way and checks how that was judged.
+    fn misbehave(&mut self, kind: &str, expected: fn(&Run) -> bool) -> Result<(), Complaint> {
+        self.expect(Task::Misbehave { kind: kind.to_owned() }, expected)
+    }
+
     fn expect(&mut self, task: Task, expected: fn(&Run) -> bool) -> Result<(), Complaint> {
         let plan = self.plan(task, Medium::Pvh(self.kernel.to_path_buf()), self.machine);
         let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;

@@ -60,7 +60,13 @@ fn a_panic_names_the_test_and_those_that_never_ran() {
     let outcome = Bench::new(&serial, "exit 37").test(&[]);
     assert_eq!(outcome.status, Some(1));
     assert_eq!(outcome.last_line(), "1 passed, 1 failed, 2 not run");
-    outcome.shows(&["PANIC", "while running: second", "no more frames", "cpu3 (panic)", "0xffffffff80201234"]);
+    outcome.shows(&[
+        "PANIC",
+        "while running: second",
+        "no more frames",
+        "cpu 3 came here (panic)",
+        "0xffffffff80201234",
+    ]);
 }
 
 #[test]
@@ -99,7 +105,7 @@ fn the_kernels_own_watchdog_names_the_lock() {
     );
     let outcome = Bench::new(&serial, "exit 41").test(&[]);
     assert_eq!(outcome.status, Some(1));
-    outcome.shows(&["HANG", "stuck on cpu3", "lock 0xffff800000001000", "ticket 7", "waits for a pte lock"]);
+    outcome.shows(&["HANG", "stuck on cpu 3", "lock 0xffff800000001000", "ticket 7", "waits for a pte lock"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::entry::TrapFrame;
 use super::user_access::probe_kernel_word;
+use crate::layout::KERNEL_HALF;
 
 /// Frames a trace holds at most.
 pub const DEPTH: usize = 32;
@@ -68,7 +69,8 @@ impl Backtrace {
             let next = probe_kernel_word(frame_pointer);
             let return_address = probe_kernel_word(frame_pointer.wrapping_add(size_of::<usize>()));
             let (Some(next), Some(return_address)) = (next, return_address) else { return };
-            if return_address == 0 || !self.push(return_address) {
+            // The outermost function returns to nothing, or to the trampoline in low memory.
+            if !KERNEL_HALF.contains(return_address) || !self.push(return_address) {
                 return;
             }
             frame_pointer = next;

@@ -6,6 +6,7 @@ pub mod gdt;
 pub mod idt;
 pub mod kernel_map;
 pub mod layout;
+pub mod machine;
 pub mod percpu;
 pub mod switch;
 pub mod trampoline;

@@ -8,13 +8,11 @@ use core::arch::asm;
 
 use super::entry::TrapFrame;
 use crate::cpu::{self, Features};
+use crate::layout::KERNEL_HALF;
 
 /// First address above the user half. The last page below the canonical hole stays unused, so that no instruction
 /// ends at the hole.
 pub const USER_END: usize = 0x0000_7fff_ffff_f000;
-
-/// Lowest address of the kernel half.
-pub const KERNEL_START: usize = 0xffff_8000_0000_0000;
 
 /// An address in the user half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,7 +186,7 @@ unsafe fn copy(to: *mut u8, from: *const u8, length: usize) -> Result<(), Access
 /// Reads a word of kernel memory that may not be mapped; `None` if it is not, or is no kernel address.
 #[must_use]
 pub fn probe_kernel_word(address: usize) -> Option<usize> {
-    if address < KERNEL_START || !address.is_multiple_of(size_of::<usize>()) {
+    if !KERNEL_HALF.contains(address) || !address.is_multiple_of(size_of::<usize>()) {
         return None;
     }
     let mut value = 0_usize;

@@ -325,8 +325,13 @@ pub(super) struct Entered<Mode: PagingMode> {
 impl<Mode: PagingMode> Drop for Entered<Mode> {
     fn drop(&mut self) {
         let cpu = self.machine.state.cpu(self.cpu);
-        if !std::thread::panicking() {
+        if std::thread::panicking() {
+            // Whoever clears up after the failure shall not have to wait for this CPU.
+            cpu.set_irqs(true);
+        } else {
             assert_eq!(self.machine.local().held.count(), 0, "{:?} stops with locks held", self.cpu);
+        }
+        if !rcu::in_read_section(self.machine) {
             rcu::enter_idle(self.machine);
         }
         cpu.set_activity(Activity::Stopped);

@@ -166,21 +166,14 @@ impl<Mode: PagingMode> Mmu<Mode> {
     }
 }
 
-/// The levels from the top table down.
-pub(super) fn levels_down<Mode: PagingMode>() -> impl Iterator<Item = Level> {
-    std::iter::successors(Some(Mode::TOP), |level| Mode::below(*level))
-}
-
 /// Levels whose entries may be leaves, lowest first.
 fn leaf_levels<Mode: PagingMode>() -> impl Iterator<Item = Level> {
-    [Level::Pte, Level::Pmd, Level::Pud].into_iter().filter(|level| levels_down::<Mode>().any(|other| other == *level))
+    [Level::Pte, Level::Pmd, Level::Pud].into_iter().filter(|level| *level <= Mode::TOP)
 }
 
-/// Levels whose entries may point to tables, lowest first.
+/// Levels whose entries may point to tables, lowest first. Nothing is ever cached for a level the mode folds away.
 fn table_levels<Mode: PagingMode>() -> impl Iterator<Item = Level> {
-    [Level::Pmd, Level::Pud, Level::P4d, Level::Pgd]
-        .into_iter()
-        .filter(|level| levels_down::<Mode>().any(|other| other == *level))
+    [Level::Pmd, Level::Pud, Level::P4d, Level::Pgd].into_iter().filter(|level| *level <= Mode::TOP)
 }
 
 fn key<Mode: PagingMode>(level: Level, address: VirtAddr) -> (Level, u64) {

@@ -164,6 +164,8 @@ impl<Mode: PagingMode> Sim<Mode> {
     fn me(self) -> &'static SimCpu<Mode> {
         match current::cpu_of(self.state) {
             Some(cpu) => self.state.cpu(cpu),
+            // The destructors of a test that failed. No CPU runs any more, so CPU 0 may lend its name.
+            None if std::thread::panicking() => self.state.cpu(CpuId(0)),
             None => panic!("this thread runs as no CPU of the simulated machine; see `run` and `run_cpu`"),
         }
     }
@@ -174,7 +176,8 @@ impl<Mode: PagingMode> Sim<Mode> {
     }
 }
 
-// SAFETY: a host thread runs as at most one CPU of a machine and a CPU is run by at most one thread (`enter`, `lend`).
+// SAFETY: a host thread runs as at most one CPU of a machine and a CPU is run by at most one thread (`enter`, `lend`); the
+// destructors of a failed test run as CPU 0 when no thread runs it any more (`me`).
 // `map_table` and `frame_bytes` give out the frame's own slots, which live as long as the process.
 unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     type Mode = SimMode<Mode>;

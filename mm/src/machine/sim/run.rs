@@ -64,7 +64,9 @@ impl<Mode: PagingMode> Sim<Mode> {
         let failure = std::thread::scope(|scope| {
             for (cpu, body) in bodies {
                 let progress = &progress;
-                scope.spawn(move || self.run_one(cpu, body, progress));
+                let thread = std::thread::Builder::new().name(format!("simulated {cpu:?}"));
+                let spawned = thread.spawn_scoped(scope, move || self.run_one(cpu, body, progress));
+                spawned.expect("the host has threads to spare");
             }
             self.watch(&progress)
         });

@@ -28,7 +28,7 @@ impl<Mode: PagingMode> PagingMode for SimMode<Mode> {
     }
 }
 
-/// An entry that software accesses through the CPU it runs on. The machine's walkers go to [`hardware`](Self::hardware).
+/// An entry that software accesses through the CPU it runs on. The machine's walkers go past that.
 #[repr(transparent)]
 pub struct SimSlot<S>(S);
 

@@ -1,0 +1,206 @@
+//! `mm`'s hardware trait for this CPU: [`X86`], a handle without a value.
+//!
+//! Rules. All RAM is in the direct map, so a table or frame is always mapped and its address follows from its number. No
+//! function here takes a lock or touches the user half. What the hardware cannot do (put a thread to sleep, end the
+//! machine) is the kernel's part and comes from it at boot: [`set_kernel`].
+
+use core::arch::asm;
+use core::ptr::NonNull;
+
+use mm::address::Pfn;
+use mm::config::PAGE_SIZE;
+use mm::cpu::{CpuId, CpuSet, Cpus};
+use mm::machine::{LocalFlush, Machine, SlotOf, WaitingRule};
+use mm::pgtable::{FourLevel, Level, PagingMode};
+use mm::sync::ticket::TicketLock;
+use spin::Once;
+
+use crate::cpu::Features;
+use crate::ipi::{self, Vector};
+use crate::{cpu, interrupts, kernel_map, layout, paging, percpu, time};
+
+/// The machine the kernel runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct X86;
+
+/// What `mm` needs of the kernel; see the functions of the same names in [`Machine`].
+#[derive(Clone, Copy)]
+#[expect(missing_docs, reason = "`Machine` documents the functions of these names")]
+pub struct Kernel {
+    pub online: fn() -> CpuSet,
+    pub block_while: fn(usize, &mut dyn FnMut() -> bool),
+    pub wake: fn(usize),
+    pub stuck: fn(&'static str) -> !,
+}
+
+static KERNEL: Once<Kernel> = Once::new();
+
+/// Registers the kernel's part. Before any lock of `mm` is waited for; only the first call has an effect.
+pub fn set_kernel(kernel: Kernel) {
+    KERNEL.call_once(|| kernel);
+}
+
+fn kernel() -> &'static Kernel {
+    match KERNEL.get() {
+        Some(kernel) => kernel,
+        None => panic!("mm is used before the kernel is ready for it"),
+    }
+}
+
+static CPUS: Cpus = Cpus::new();
+
+/// Where a hypervisor may take a CPU away from a lock's next owner, waiters stand outside the queue (design decision 2).
+/// `pause` leaves the emulated CPU's loop, so it is rare.
+const OVERCOMMITTED: WaitingRule = WaitingRule { rounds: 8, polls: 512, polls_per_pause: 64 };
+/// The plain ticket lock; a halt is for waits that last.
+const DEDICATED: WaitingRule = WaitingRule { rounds: 0, polls: 32_768, polls_per_pause: 1 };
+
+// SAFETY: `percpu::cpu` is the number of the running CPU, which no other shares. RAM lies at a fixed place of the direct
+// map, one frame after the other, as long as the kernel runs.
+unsafe impl Machine for X86 {
+    type Mode = FourLevel;
+    type Lock = TicketLock;
+
+    fn cpus(&self) -> &Cpus {
+        &CPUS
+    }
+
+    fn cpu(self) -> CpuId {
+        percpu::cpu()
+    }
+
+    fn online(self) -> CpuSet {
+        (kernel().online)()
+    }
+
+    fn irqs_enabled(self) -> bool {
+        interrupts::enabled()
+    }
+
+    fn irq_save(self) -> bool {
+        let enabled = interrupts::enabled();
+        interrupts::disable();
+        enabled
+    }
+
+    fn irq_restore(self, enabled: bool) {
+        if enabled {
+            interrupts::enable();
+        }
+    }
+
+    fn pause(self) {
+        core::hint::spin_loop();
+    }
+
+    fn halt_until_kicked(self) {
+        interrupts::enable_and_halt();
+    }
+
+    fn kick(self, cpu: CpuId) {
+        send(cpu, Vector::Kick, "a kick cannot be sent");
+    }
+
+    fn waiting_rule(self) -> WaitingRule {
+        if cpu::features().contains(Features::HYPERVISOR) { OVERCOMMITTED } else { DEDICATED }
+    }
+
+    fn now(self) -> u64 {
+        time::now_nanos()
+    }
+
+    fn block_while(self, key: usize, still: &mut dyn FnMut() -> bool) {
+        (kernel().block_while)(key, still);
+    }
+
+    fn wake(self, key: usize) {
+        (kernel().wake)(key);
+    }
+
+    fn stuck(self, what: &'static str) -> ! {
+        (kernel().stuck)(what)
+    }
+
+    fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>] {
+        // SAFETY: the frame is RAM in the direct map and holds a table; slots are atomics, so the CPU's walker and other
+        // CPUs may write them too.
+        unsafe { core::slice::from_raw_parts(layout::direct(pfn) as *const SlotOf<Self>, FourLevel::entries(level)) }
+    }
+
+    fn unmap_table(&self, _table: &[SlotOf<Self>]) {}
+
+    fn zero_frame(self, pfn: Pfn) {
+        // SAFETY: the frame is RAM in the direct map, and the caller is the only one to reach it.
+        unsafe { clear(layout::direct(pfn)) }
+    }
+
+    fn copy_frame(self, from: Pfn, to: Pfn) {
+        let (from, to) = (layout::direct(from) as *const u8, layout::direct(to) as *mut u8);
+        // SAFETY: two different frames of RAM in the direct map; the caller is the only one to reach `to`.
+        unsafe { core::ptr::copy_nonoverlapping(from, to, PAGE_SIZE) }
+    }
+
+    fn frame_bytes(&self, pfn: Pfn) -> NonNull<u8> {
+        match NonNull::new(layout::direct(pfn) as *mut u8) {
+            Some(bytes) => bytes,
+            None => unreachable!("the direct map does not begin at zero"),
+        }
+    }
+
+    fn fill_kernel_entries(&self, top: &[SlotOf<Self>]) {
+        kernel_map::copy_kernel_half(top);
+    }
+
+    fn load_pgd(self, pgd: Option<Pfn>) {
+        let pgd = pgd.unwrap_or_else(kernel_map::top);
+        // SAFETY: every top table has the kernel's half; whoever loads one keeps it until another is loaded.
+        unsafe { paging::load_root(pgd.address() as usize) }
+    }
+
+    fn flush_local(self, flush: LocalFlush) {
+        match flush {
+            LocalFlush::Range(range) => {
+                (range.start.0..range.end.0).step_by(PAGE_SIZE).for_each(|at| paging::flush_page(at as usize));
+            }
+            LocalFlush::AddressSpace => paging::flush_local(),
+        }
+    }
+
+    fn send_flush_ipi(self, cpu: CpuId) {
+        send(cpu, Vector::Flush, "a flush interrupt cannot be sent");
+    }
+}
+
+fn send(cpu: CpuId, vector: Vector, failure: &'static str) {
+    if ipi::send(cpu, vector).is_err() {
+        (kernel().stuck)(failure);
+    }
+}
+
+/// Fills a page with zeroes. Plain stores: an emulator runs string instructions element by element.
+///
+/// # Safety
+/// The page at `address` must be memory that nothing else uses.
+unsafe fn clear(address: usize) {
+    // SAFETY: the caller vouches for the page; the loop ends at its end.
+    unsafe {
+        asm!(
+            "2:",
+            "mov [{at}], {zero}",
+            "mov [{at} + 8], {zero}",
+            "mov [{at} + 16], {zero}",
+            "mov [{at} + 24], {zero}",
+            "mov [{at} + 32], {zero}",
+            "mov [{at} + 40], {zero}",
+            "mov [{at} + 48], {zero}",
+            "mov [{at} + 56], {zero}",
+            "add {at}, 64",
+            "cmp {at}, {end}",
+            "jne 2b",
+            at = inout(reg) address => _,
+            end = in(reg) address + PAGE_SIZE,
+            zero = in(reg) 0_u64,
+            options(nostack),
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! Which address space a thread is in, and which one its CPU has loaded.
+//!
+//! Rules:
+//! - A CPU has loaded what its running thread is in, and the kernel's own table if that is nothing. The idle thread is in
+//!   none: a CPU without work has left every address space's mask before it halts, and no flush wakes it (design
+//!   decision 10).
+//! - A CPU's reference is never the last one: the thread it follows holds one until the CPU has loaded something else. So
+//!   no address space is torn down while threads are switched, with interrupts off.
+
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use core::mem;
+use core::ptr;
+
+use arch_x86::machine::X86;
+use arch_x86::percpu;
+use mm::address_space::LoadedMm;
+use mm::config::NR_CPUS;
+use mm::sync::rcu;
+
+use super::MmRef;
+use crate::thread;
+
+/// A thread's part: the address space it is in.
+pub struct UserSlot(UnsafeCell<Option<MmRef>>);
+
+// SAFETY: only the thread it belongs to changes it. Its CPU reads it when it switches to that thread, which does not run
+// then; threads never change their CPU.
+unsafe impl Sync for UserSlot {}
+
+impl UserSlot {
+    /// Of a thread that is in no address space.
+    pub const fn new() -> Self {
+        Self(UnsafeCell::new(None))
+    }
+}
+
+/// What one CPU has loaded.
+#[repr(align(64))]
+struct CpuSlot(UnsafeCell<LoadedMm<X86>>);
+
+// SAFETY: each CPU touches its own element only, and never in an interrupt handler.
+unsafe impl Sync for CpuSlot {}
+
+static LOADED: [CpuSlot; NR_CPUS] = [const { CpuSlot(UnsafeCell::new(LoadedMm::none(X86))) }; NR_CPUS];
+
+/// Loads `mm` on this CPU unless it is loaded already.
+fn load(mm: Option<&MmRef>) {
+    let slot = &LOADED[percpu::cpu().index()];
+    // SAFETY: this CPU's element. Nothing below gives the CPU away or calls this function again: the reference that is
+    // dropped is not the last one.
+    let loaded = unsafe { &mut *slot.0.get() };
+    let address = |mm: &MmRef| ptr::from_ref(&**mm);
+    if loaded.get().map(address) != mm.map(address) {
+        loaded.switch_to(mm.cloned());
+    }
+}
+
+/// This CPU is about to run the thread with `next`; interrupts are off.
+pub fn switch_to(next: &UserSlot) {
+    rcu::quiescent(X86);
+    // SAFETY: the thread does not run yet, so nobody changes the slot.
+    load(unsafe { &*next.0.get() }.as_ref());
+}
+
+/// Runs `work` with what the running thread is in. `work` must not enter or leave an address space.
+pub(super) fn with_current<R>(work: impl FnOnce(Option<&MmRef>) -> R) -> R {
+    let thread = thread::current();
+    // SAFETY: the running thread is the only one to change its slot, and is here.
+    work(unsafe { &*thread.user().0.get() }.as_ref())
+}
+
+/// The running thread is in an address space. Guards are dropped in the reverse order of their making.
+#[must_use = "dropping it leaves the address space"]
+pub struct Entered {
+    previous: Option<MmRef>,
+    /// Belongs to the thread that made it.
+    _not_send: PhantomData<*const ()>,
+}
+
+/// Puts the running thread into `mm`: from now on the accessors of the user half reach it (`kthread_use_mm`).
+pub fn enter(mm: &MmRef) -> Entered {
+    let thread = thread::current();
+    // SAFETY: as in `with_current`; no reference into the slot is alive, since nothing between is running.
+    let previous = unsafe { &mut *thread.user().0.get() }.replace(mm.clone());
+    load(Some(mm));
+    Entered { previous, _not_send: PhantomData }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let thread = thread::current();
+        load(self.previous.as_ref());
+        // SAFETY: as in `enter`.
+        let left = mem::replace(unsafe { &mut *thread.user().0.get() }, self.previous.take());
+        // It may be the last reference, and the end of an address space sleeps: not before the slot is right again.
+        drop(left);
+    }
+}
