@@ -51,6 +51,8 @@ mod thread;
 mod trap;
 #[cfg(target_os = "none")]
 mod watchdog;
+#[cfg(target_os = "none")]
+mod workload;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -27,8 +27,9 @@ use spin::Once;
 use crate::interrupt::{self, Hooks};
 use crate::{report, smp, thread, trap};
 
-pub use take_over::{TakeOverError, take_over};
-pub use user::{Entered, UserSlot, enter, switch_to};
+pub use books::settle;
+pub use take_over::take_over;
+pub use user::{UserSlot, enter, switch_to};
 
 /// The memory of this machine.
 pub type Memory = mm::memory::Memory<X86>;

@@ -1,0 +1,43 @@
+//! The storm's records (`docs/harness.md`).
+
+use mm::stats::{Counter, LockCounter};
+
+use super::oracle::Oracle;
+use super::{Figures, Phase};
+use crate::record::Record;
+
+/// Writes a phase's figures, and those of each CPU.
+pub fn figures(phase: &Phase, figures: &Figures) {
+    let waited = figures.locks(LockCounter::Waited);
+    Record::new("phase")
+        .text("workload", "storm")
+        .text("phase", phase.name)
+        .number("faults", figures.faults())
+        .number("nanoseconds", figures.nanoseconds)
+        .number("acquired", figures.locks(LockCounter::Acquired))
+        .number("waited", waited)
+        .number("wait_mean", figures.locks(LockCounter::WaitNanos).checked_div(waited).unwrap_or(0))
+        .number("wait_max", figures.longest_wait())
+        .number("halts", figures.locks(LockCounter::Halts))
+        .number("kicks", figures.locks(LockCounter::Kicks))
+        .number("shootdowns", figures.count(Counter::ShootdownTargets))
+        .number("raced", figures.count(Counter::RacedFault))
+        .number("rounds", figures.rounds)
+        .number("unmap_ms", figures.unmap_nanoseconds / 1_000_000)
+        .emit();
+    for (cpu, faults) in figures.faults_by_cpu() {
+        Record::new("cpu").number("cpu", cpu.0).text("phase", phase.name).number("faults", faults).emit();
+    }
+}
+
+/// Writes what an oracle found.
+pub fn oracle(phase: &Phase, oracle: &Oracle) {
+    let held = oracle.checked.saturating_sub(oracle.failed);
+    let first = oracle.first.as_deref().unwrap_or("");
+    let separator = if first.is_empty() { "" } else { "; " };
+    Record::new("oracle")
+        .text("name", format_args!("{}: {}", phase.name, oracle.name))
+        .flag("ok", oracle.holds())
+        .text("detail", format_args!("{held} of {}{separator}{first}", oracle.checked))
+        .emit();
+}
