@@ -52,7 +52,8 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
                 // Whether xtask sees what a kernel does is asked once, of a kernel we built.
                 if !kernel_alone && options.guest.kernel.is_none() {
                     let (emulator, kernel) = (&emulator, &kernel);
-                    let mut stage = Stage { workspace, emulator, kernel, machine, builder: &mut builder };
+                    let variant = Variant::from(&options.guest.variant);
+                    let mut stage = Stage { workspace, emulator, kernel, variant, machine, builder: &mut builder };
                     guest_tests::run(&mut stage, filter, &mut progress);
                 }
             }

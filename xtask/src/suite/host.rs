@@ -77,6 +77,7 @@ impl<'a> HostTests<'a> {
     pub fn list(&self) -> Result<Vec<(String, String)>, HostError> {
         let mut names = Vec::new();
         let mut programs = self.build(&mut self.unit_tests())?;
+        programs.extend(self.single_lock_tests()?);
         if let Some(mut command) = self.loom_models() {
             programs.extend(self.build(&mut command)?);
         }
@@ -97,6 +98,9 @@ impl<'a> HostTests<'a> {
     pub fn run(&self, toolchains: &mut Toolchains, progress: &mut Progress) -> Result<(), HostError> {
         progress.section("host tests");
         for program in self.build(&mut self.unit_tests())? {
+            self.run_program(program.command(self.filter), &program.suite, progress)?;
+        }
+        for program in self.single_lock_tests()? {
             self.run_program(program.command(self.filter), &program.suite, progress)?;
         }
         let mut documentation = self.cargo();
@@ -127,6 +131,15 @@ impl<'a> HostTests<'a> {
         let mut command = self.cargo();
         command.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
         command
+    }
+
+    /// `mm`'s tests once more, with one lock per address space.
+    fn single_lock_tests(&self) -> Result<Vec<Program>, HostError> {
+        let mut command = self.unit_tests();
+        command.args(["--package", "mm", "--lib", "--features", "single-lock"]);
+        let mut programs = self.build(&mut command)?;
+        programs.iter_mut().for_each(|program| program.suite += " (single lock)");
+        Ok(programs)
     }
 
     /// Builds `mm`'s models, if it has any: a build of its own, since every atomic in it is loom's.
