@@ -23,7 +23,7 @@ pub enum ExitCode {
 }
 
 /// Port of the `isa-debug-exit` device, as `xtask` places it.
-const PORT: u16 = 0xf4;
+pub const PORT: u16 = 0xf4;
 
 /// Ends the run. Where there is no such device (a real machine), this CPU halts for ever with interrupts off.
 pub fn exit(code: ExitCode) -> ! {

@@ -14,7 +14,7 @@ use uart_16550::spec::registers::LSR;
 use uart_16550::{BaudRate, Config, Uart16550};
 
 /// Base port of the first serial port of a PC.
-const COM1: u16 = 0x3f8;
+pub const COM1: u16 = 0x3f8;
 
 /// Polls of the lock before its holder counts as dead. Far longer than a descheduled vCPU stays away.
 const PATIENCE: u32 = 400_000_000;

@@ -78,7 +78,9 @@ impl BootFrames {
     }
 }
 
-impl FrameSource for BootFrames {
+// SAFETY: usable memory is RAM that the firmware and the loader have given up; `next` passes each frame once, and
+// blocks are claimed. `reach` ends what the loader maps, and after that the kernel's tree has all RAM in its direct map.
+unsafe impl FrameSource for BootFrames {
     fn take(&mut self) -> Option<Pfn> {
         let region = self.memory.regions().iter().find(|region| is_usable(region) && end(region) > self.next)?;
         let frame = start(region).max(self.next);

@@ -196,7 +196,7 @@ fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
 /// Builds the kernel's own tree.
 fn build(loader_map: &KernelMap, access: usize, frames: &mut BootFrames) -> Result<(KernelMap, usize), BootError> {
     let ram_end = frames.memory().end().address() as usize;
-    // SAFETY: `frames` gives RAM nobody uses, below `reach`, which the loader maps at `access`.
+    // SAFETY: `frames` gives nothing beyond `reach`, and the loader maps what is below at `access`.
     let map = unsafe { KernelMap::new(access, ram_end, frames)? };
     // The tree takes frames while the memory map is walked: walk a copy.
     for ram in frames.memory().clone().ram() {

@@ -6,6 +6,9 @@
 use core::arch::global_asm;
 use core::slice;
 
+use crate::exit::{self, ExitCode};
+use crate::serial;
+
 use super::memory_map::{MemoryMap, RegionKind};
 use super::{BootError, BootKind, Handoff, HandoffError, start};
 
@@ -49,6 +52,9 @@ pvh_gdt_end:
 pvh_gdt_pointer:
     .word pvh_gdt_end - pvh_gdt - 1
     .long pvh_gdt - {base}
+pvh_no_long_mode_line:
+    .ascii "[    0.000000] cpu0 ERROR boot: boot failed: this CPU has no 64-bit mode\n"
+    .set pvh_no_long_mode_line_length, . - pvh_no_long_mode_line
 
     .section .text.pvh, "ax"
     .code32
@@ -102,10 +108,14 @@ pvh_start:
     lgdt pvh_gdt_pointer - {base}
     ljmpl $8, $(pvh_long_mode - {base})
 
-    # Status "boot failed" to QEMU's exit device; elsewhere nothing more can be done or said.
+    # One line on the serial port and the status "boot failed" for QEMU's exit device: all that can be done here.
 pvh_no_long_mode:
-    movl $0x15, %eax
-    movw $0xf4, %dx
+    movl $(pvh_no_long_mode_line - {base}), %esi
+    movl $pvh_no_long_mode_line_length, %ecx
+    movw ${serial}, %dx
+    rep outsb
+    movl ${failed}, %eax
+    movw ${exit}, %dx
     outl %eax, %dx
 3:  hlt
     jmp 3b
@@ -129,6 +139,9 @@ pvh_long_mode:
     note = const NOTE_PHYS32_ENTRY,
     base = const KERNEL_BASE as i64,
     stack = const STACK,
+    serial = const serial::COM1,
+    exit = const exit::PORT,
+    failed = const ExitCode::BootFailed as u32,
     main = sym pvh_main,
     options(att_syntax)
 );

@@ -20,8 +20,11 @@ use crate::layout::{self, StackSlot};
 pub use tree::{KernelMap, Mapping};
 
 /// Where frames for tables and stacks come from.
-pub trait FrameSource {
-    /// A frame that nobody else uses, with any content.
+///
+/// # Safety
+/// A frame given must be RAM, used by nobody else until it is given back, and mapped where the tree it is for is reached.
+pub unsafe trait FrameSource {
+    /// A frame, with any content.
     fn take(&mut self) -> Option<Pfn>;
     /// Takes back the frame that was taken last of those not given back, unused.
     fn give_back(&mut self, frame: Pfn);

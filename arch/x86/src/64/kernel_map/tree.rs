@@ -93,8 +93,7 @@ impl KernelMap {
     /// Out of frames.
     ///
     /// # Safety
-    /// Whatever `frames` gives must be RAM, used by nobody else and mapped at `access` for as long as the tree is
-    /// built.
+    /// All that `frames` gives must be mapped at `access` for as long as the tree is built.
     pub unsafe fn new(access: usize, ram_end: usize, frames: &mut dyn FrameSource) -> Result<Self, MapError> {
         let map = Self { top: frames.take().ok_or(MapError::OutOfFrames)?, access };
         map.clear(map.top);
@@ -145,10 +144,10 @@ impl KernelMap {
         loop {
             let slot = &table[index(level, at)];
             let entry = slot.load();
-            let Some(below) = FourLevel::below(level).filter(|_| entry.is_present()) else {
-                if !entry.is_present() {
-                    return Err(MapError::Unmapped(at));
-                }
+            if !entry.is_present() {
+                return Err(MapError::Unmapped(at));
+            }
+            let Some(below) = FourLevel::below(level) else {
                 slot.store(leaf(frame, level, Rights::ReadOnly));
                 return Ok(());
             };
@@ -169,52 +168,37 @@ impl KernelMap {
     #[must_use]
     pub fn lookup(&self, address: usize) -> Option<Mapping> {
         let mut level = Level::Pgd;
-        let mut entry = self.table(self.top)[index(level, address)].load();
-        let mut rights = entry.0;
-        let mut denied = entry.0;
+        let mut table = self.top;
+        let mut path = Path::TOP;
         loop {
+            let entry = self.table(table)[index(level, address)].load();
             if !entry.is_present() {
                 return None;
             }
+            path = path.through(entry);
             match FourLevel::below(level).filter(|_| !entry.is_huge()) {
-                Some(below) => {
-                    level = below;
-                    entry = self.table(entry.pfn())[index(level, address)].load();
-                    rights &= entry.0;
-                    denied |= entry.0;
-                }
-                None => {
-                    let bytes = 1 << FourLevel::shift(level);
-                    return Some(mapping(address & !(bytes - 1), bytes, entry.pfn(), rights, denied));
-                }
+                Some(below) => (table, level) = (entry.pfn(), below),
+                None => return Some(path.mapping(address, level, entry.pfn())),
             }
         }
     }
 
     /// Shows every mapping of the tree, in ascending order of addresses.
     pub fn for_each(&self, show: &mut dyn FnMut(Mapping)) {
-        self.for_each_below(self.top, Level::Pgd, 0, (u64::MAX, 0), show);
+        self.for_each_below(self.top, Level::Pgd, 0, Path::TOP, show);
     }
 
-    fn for_each_below(
-        &self,
-        table: Pfn,
-        level: Level,
-        start: usize,
-        (rights, denied): (u64, u64),
-        show: &mut dyn FnMut(Mapping),
-    ) {
-        let bytes = 1 << FourLevel::shift(level);
+    fn for_each_below(&self, table: Pfn, level: Level, start: usize, path: Path, show: &mut dyn FnMut(Mapping)) {
         for (number, slot) in self.table(table).iter().enumerate() {
             let entry = slot.load();
             if !entry.is_present() {
                 continue;
             }
-            let start = canonical(start + number * bytes);
-            let (rights, denied) = (rights & entry.0, denied | entry.0);
+            let start = canonical(start + (number << FourLevel::shift(level)));
+            let path = path.through(entry);
             match FourLevel::below(level).filter(|_| !entry.is_huge()) {
-                Some(below) => self.for_each_below(entry.pfn(), below, start, (rights, denied), show),
-                None => show(mapping(start, bytes, entry.pfn(), rights, denied)),
+                Some(below) => self.for_each_below(entry.pfn(), below, start, path, show),
+                None => show(path.mapping(start, level, entry.pfn())),
             }
         }
     }
@@ -278,8 +262,8 @@ impl KernelMap {
 
     fn table(&self, frame: Pfn) -> &Table {
         let address = self.access + frame.address() as usize;
-        // SAFETY: the frame is a table of this tree, or about to be one and used by nobody else; `new`, `loaded` and
-        // `activate` demand that it is mapped here. Slots are atomics, so that the CPU may write them too.
+        // SAFETY: the frame is a table of this tree, or comes from a `FrameSource` and is about to be one; `new`, `of` and
+        // `loaded` demand that it is mapped here. Slots are atomics, so the CPU may write them too.
         unsafe { &*(address as *const Table) }
     }
 }
@@ -327,14 +311,33 @@ fn leaf(frame: Pfn, level: Level, rights: Rights) -> Entry {
     Entry(frame.address() | bits.bits())
 }
 
-fn mapping(start: usize, bytes: usize, frame: Pfn, rights: u64, denied: u64) -> Mapping {
-    Mapping {
-        start,
-        bytes,
-        frame,
-        writable: rights & Bits::WRITABLE.bits() != 0,
-        executable: denied & Bits::NO_EXECUTE.bits() == 0,
-        user: rights & Bits::USER_ACCESSIBLE.bits() != 0,
+/// The entries from the top table down to a leaf, taken together.
+#[derive(Clone, Copy)]
+struct Path {
+    /// Bits set at every level: what is allowed only if all levels allow it.
+    every: u64,
+    /// Bits set at some level: what is forbidden as soon as one level forbids it.
+    some: u64,
+}
+
+impl Path {
+    const TOP: Self = Self { every: u64::MAX, some: 0 };
+
+    fn through(self, entry: Entry) -> Self {
+        Self { every: self.every & entry.0, some: self.some | entry.0 }
+    }
+
+    /// The mapping that `address` lies in, where the path ends at `level` in a leaf for `frame`.
+    fn mapping(self, address: usize, level: Level, frame: Pfn) -> Mapping {
+        let bytes = 1 << FourLevel::shift(level);
+        Mapping {
+            start: address & !(bytes - 1),
+            bytes,
+            frame,
+            writable: self.every & Bits::WRITABLE.bits() != 0,
+            executable: self.some & Bits::NO_EXECUTE.bits() == 0,
+            user: self.every & Bits::USER_ACCESSIBLE.bits() != 0,
+        }
     }
 }
 
