@@ -2,15 +2,33 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use arch_x86::{percpu, time};
+use arch_x86::{apic, percpu, time};
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
 
 use super::{SpawnError, block_until, block_while, sleep, spawn_on, wake, yield_now};
 use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+use crate::interrupt::{call_on, start_timer};
 use crate::smp::online;
 
 const MILLISECOND: u64 = 1_000_000;
+
+/// As long as this lives no CPU but the one that made it has a tick, which would hide a lost wake-up by ending the halt.
+/// The one CPU keeps it for the watchdog.
+struct NoTicks;
+
+impl NoTicks {
+    fn new() -> Self {
+        call_on(online().without(percpu::cpu()), &apic::stop_timer);
+        Self
+    }
+}
+
+impl Drop for NoTicks {
+    fn drop(&mut self) {
+        call_on(online().without(percpu::cpu()), &start_timer);
+    }
+}
 
 ktest! {
     /// A thread runs on the CPU it was started on and gives its result to whoever joins it.
@@ -104,9 +122,20 @@ ktest! {
         waker.join();
     }
 
+    /// A thread that becomes ready on a halted CPU starts without waiting for a tick.
+    fn a_halted_cpu_is_woken_for_a_thread(_t: &TestContext) {
+        let _no_ticks = NoTicks::new();
+        for cpu in online().iter() {
+            for _ in 0..20 {
+                spawn_on(cpu, "prompt", || ())?.join();
+            }
+        }
+    }
+
     /// A token handed round all CPUs thousands of times by block_while and wake never gets stuck: no wake-up is lost.
     fn no_wake_up_is_lost(t: &TestContext) {
         const ROUNDS: usize = 300;
+        let _no_ticks = NoTicks::new();
         let runners = t.cpus().max(2);
         let turn = Arc::new(AtomicUsize::new(0));
         let cpus: Vec<CpuId> = online().iter().cycle_to(runners);
