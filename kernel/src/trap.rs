@@ -107,6 +107,7 @@ fn serve(frame: &TrapFrame, address: UserAddr, code: FaultCode) -> Result<(), Un
     if !frame.interrupts_enabled() {
         return Err(Unresolved);
     }
+    debug_assert_eq!(interrupts::flags() & interrupts::FLAG_ALIGNMENT_CHECK, 0, "the user half is open in a handler");
     interrupts::enable();
     let outcome = handler(address, code);
     interrupts::disable();

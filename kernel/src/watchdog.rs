@@ -45,7 +45,7 @@ pub fn last_tick(cpu: CpuId) -> u64 {
 
 /// Why a CPU is the one that hangs.
 enum Culprit {
-    /// It has not ticked for so many nanoseconds.
+    /// It has interrupts off, and has not ticked for so many nanoseconds.
     Deaf(u64),
     /// It waits for a lock.
     Waits(LockUse),
@@ -64,9 +64,14 @@ impl Culprit {
             }
         });
         let silence = now.saturating_sub(last_tick(cpu));
+        // One that does not even answer a non-maskable interrupt takes no other either.
+        let is_deaf = match snapshot.and_then(|snapshot| snapshot.frame) {
+            Some(frame) => !frame.interrupts_enabled(),
+            None => cpu != percpu::cpu(),
+        };
         match awaited {
             Some(lock) => Self::Waits(lock),
-            None if silence > STANDSTILL_NANOS => Self::Deaf(silence),
+            None if is_deaf && silence > STANDSTILL_NANOS => Self::Deaf(silence),
             None if snapshot.is_some_and(|snapshot| snapshot.idle) => Self::Idle,
             None => Self::Busy,
         }

@@ -160,6 +160,57 @@ ktest! {
         ktest_assert_eq!(turn.load(Ordering::Acquire), ROUNDS * runners);
     }
 
+    /// Pairs of CPUs that wake each other as they fall asleep never miss each other: a wake-up that comes between the last
+    /// look at the run queue and the halt is not lost.
+    fn a_cpu_is_woken_as_it_halts(t: &TestContext) {
+        const ROUNDS: usize = 3000;
+        let _no_ticks = NoTicks::new();
+        let cpus: Vec<CpuId> = online().iter().collect();
+        let mut threads = Vec::new();
+        for pair in cpus.chunks_exact(2) {
+            let turn = Arc::new(AtomicUsize::new(0));
+            for (me, cpu) in pair.iter().enumerate() {
+                let turn = Arc::clone(&turn);
+                threads.push(spawn_on(*cpu, "partner", move || {
+                    let key = Arc::as_ptr(&turn).addr();
+                    for round in 0..ROUNDS {
+                        block_while(key, &mut || turn.load(Ordering::Acquire) != 2 * round + me);
+                        turn.fetch_add(1, Ordering::Release);
+                        wake(key);
+                    }
+                })?);
+            }
+        }
+        t.check(threads.len() == t.cpus() & !1, format_args!("{} threads", threads.len()));
+        for thread in threads {
+            thread.join();
+        }
+    }
+
+    /// A time limit that passes after the wake-up, but before the thread has run, does not end the wait a second time.
+    fn a_limit_after_the_wake_up_changes_nothing(_t: &TestContext) {
+        for cpu in online().iter() {
+            let waits = Arc::new(AtomicBool::new(true));
+            let key = Arc::as_ptr(&waits).addr();
+            let asked = Arc::clone(&waits);
+            let waiter = spawn_on(cpu, "waiter", move || {
+                let limit = time::now_nanos() + 30 * MILLISECOND;
+                block_until(key, limit, &mut || asked.load(Ordering::Acquire))
+            })?;
+            // Wakes the waiter and then keeps their CPU beyond the waiter's limit; its ticks find the limit passed.
+            let hog = spawn_on(cpu, "hog", move || {
+                waits.store(false, Ordering::Release);
+                wake(key);
+                time::spin_for(60 * MILLISECOND);
+            })?;
+            hog.join();
+            ktest_assert!(waiter.join());
+            for _ in 0..3 {
+                spawn_on(cpu, "after", || ())?.join();
+            }
+        }
+    }
+
     /// Wake-ups that race with the end of a time limit neither get lost nor come twice.
     fn wake_ups_race_with_time_limits(t: &TestContext) {
         const ROUNDS: usize = 40;
