@@ -62,7 +62,7 @@ fn three_in_the_queue_exclude_each_other_and_wake_up() {
 
 #[test]
 fn two_outside_the_queue_exclude_each_other_and_wake_up() {
-    increments_add_up(Model::new(2, 1), 3);
+    increments_add_up(Model::new(2, 2), 2);
 }
 
 #[test]

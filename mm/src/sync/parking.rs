@@ -239,7 +239,7 @@ mod tests {
     use crate::cpu::CpuId;
     use crate::machine::Machine;
     use crate::sync::atomic::Ordering::Relaxed;
-    use crate::sync::testing::TestMachine;
+    use crate::sync::testing::{TestMachine, machine};
 
     const LOCK: usize = 0x1000;
     const OTHER_LOCK: usize = 0x2000;
@@ -250,44 +250,54 @@ mod tests {
         slot.state.store(state, Relaxed);
     }
 
+    /// CPUs that have been interrupted.
     fn kicked(machine: TestMachine) -> Vec<u32> {
-        machine.online().iter().filter(|&cpu| machine.has_pending_kick(cpu)).map(|cpu| cpu.0).collect()
+        machine.online().iter().filter(|&cpu| machine.interrupts_taken(cpu) > 0).map(|cpu| cpu.0).collect()
     }
 
     #[test]
     fn a_second_outsider_is_not_kicked_while_the_first_wakes_up() {
-        let machine = TestMachine::new(3, 1, 1);
+        let sim = machine(3, 1, 1);
+        let machine = sim.handle();
         show(machine, 1, LOCK, ASLEEP);
         show(machine, 2, LOCK, ASLEEP);
-        assert!(kick_outsider(machine, LOCK));
-        assert!(!kick_outsider(machine, LOCK));
+        machine.run_cpu(CpuId(0), || {
+            assert!(kick_outsider(machine, LOCK));
+            assert!(!kick_outsider(machine, LOCK));
+        });
         assert_eq!(kicked(machine), [1]);
         assert_eq!(machine.cpus().of(CpuId(1)).parking.state.load(Relaxed), ASLEEP | KICKED);
     }
 
     #[test]
     fn outsiders_are_kicked_in_turn() {
-        let machine = TestMachine::new(3, 1, 1);
+        let sim = machine(3, 1, 1);
+        let machine = sim.handle();
         show(machine, 1, LOCK, ASLEEP);
         show(machine, 2, LOCK, ASLEEP);
-        assert!(kick_outsider(machine, LOCK));
-        // CPU 1 woke, failed to get the lock and sleeps again; it must not be preferred to CPU 2 for ever.
-        show(machine, 1, LOCK, ASLEEP);
-        assert!(kick_outsider(machine, LOCK));
+        machine.run_cpu(CpuId(0), || {
+            assert!(kick_outsider(machine, LOCK));
+            // CPU 1 woke, failed to get the lock and sleeps again; it must not be preferred to CPU 2 for ever.
+            show(machine, 1, LOCK, ASLEEP);
+            assert!(kick_outsider(machine, LOCK));
+        });
         assert_eq!(kicked(machine), [1, 2]);
     }
 
     #[test]
     fn who_is_awake_or_waits_for_another_lock_is_not_kicked() {
-        let machine = TestMachine::new(4, 1, 1);
+        let sim = machine(4, 1, 1);
+        let machine = sim.handle();
         show(machine, 1, LOCK, 0);
         show(machine, 2, OTHER_LOCK, ASLEEP);
         show(machine, 3, LOCK, TICKET | ASLEEP | 5);
-        assert!(!kick_outsider(machine, LOCK));
-        assert!(!kick_ticket(machine, LOCK, 4));
-        assert!(!kick_ticket(machine, OTHER_LOCK, 5));
-        assert!(kicked(machine).is_empty());
-        assert!(kick_ticket(machine, LOCK, 5));
+        machine.run_cpu(CpuId(0), || {
+            assert!(!kick_outsider(machine, LOCK));
+            assert!(!kick_ticket(machine, LOCK, 4));
+            assert!(!kick_ticket(machine, OTHER_LOCK, 5));
+            assert!(kicked(machine).is_empty());
+            assert!(kick_ticket(machine, LOCK, 5));
+        });
         assert_eq!(kicked(machine), [3]);
     }
 }

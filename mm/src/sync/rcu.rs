@@ -250,87 +250,107 @@ mod tests {
     use crate::cpu::CpuId;
     use crate::machine::Machine;
     use crate::sync::atomic::{AtomicUsize, Ordering};
-    use crate::sync::testing::TestMachine;
+    use crate::sync::testing::{TestMachine, machine};
 
+    const WAITER: CpuId = CpuId(0);
     const READER: CpuId = CpuId(1);
+
+    /// Runs `test` as the reader, with what starts and polls grace periods on the waiter's CPU.
+    fn as_reader(test: impl FnOnce(TestMachine, &dyn Fn() -> GracePeriod, &dyn Fn(&mut GracePeriod) -> bool)) {
+        let (sim, rcu) = (machine(2, 0, 1), Rcu::new());
+        let machine = sim.handle();
+        let start = || machine.run_cpu(WAITER, || GracePeriod::start(&rcu, machine));
+        let poll = |period: &mut GracePeriod| machine.run_cpu(WAITER, || period.poll(machine));
+        machine.run_cpu(READER, || test(machine, &start, &poll));
+    }
 
     #[test]
     fn a_grace_period_waits_for_the_outermost_section() {
-        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
-        let outer = machine.as_cpu(READER, || read_lock(machine));
-        let inner = machine.as_cpu(READER, || read_lock(machine));
-        let mut grace_period = GracePeriod::start(&rcu, machine);
-        machine.as_cpu(READER, || drop(inner));
-        machine.as_cpu(READER, || on_interrupt(machine));
-        assert!(!grace_period.poll(machine));
-        machine.as_cpu(READER, || drop(outer));
-        assert!(grace_period.poll(machine));
+        as_reader(|machine, start, poll| {
+            let outer = read_lock(machine);
+            let inner = read_lock(machine);
+            let mut grace_period = start();
+            drop(inner);
+            on_interrupt(machine);
+            assert!(!poll(&mut grace_period));
+            drop(outer);
+            assert!(poll(&mut grace_period));
+        });
     }
 
     #[test]
     fn a_busy_cpu_outside_of_a_section_is_interrupted_and_reports() {
-        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
-        let mut grace_period = GracePeriod::start(&rcu, machine);
-        assert!(!grace_period.poll(machine));
-        grace_period.expedite(machine);
-        assert!(machine.has_pending_kick(READER));
-        machine.as_cpu(READER, || machine.pause());
-        assert!(grace_period.poll(machine));
+        as_reader(|machine, start, poll| {
+            let mut grace_period = start();
+            assert!(!poll(&mut grace_period));
+            machine.run_cpu(WAITER, || grace_period.expedite(machine));
+            machine.pause();
+            assert!(machine.interrupts_taken(READER) > 0);
+            assert!(poll(&mut grace_period));
+        });
     }
 
     #[test]
     fn a_context_switch_is_a_report() {
-        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
-        let mut grace_period = GracePeriod::start(&rcu, machine);
-        machine.as_cpu(READER, || quiescent(machine));
-        assert!(grace_period.poll(machine));
+        as_reader(|machine, start, poll| {
+            let mut grace_period = start();
+            assert!(!poll(&mut grace_period));
+            quiescent(machine);
+            assert!(poll(&mut grace_period));
+        });
     }
 
     #[test]
     fn nobody_waits_for_an_idle_cpu() {
-        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
-        machine.as_cpu(READER, || enter_idle(machine));
-        assert!(GracePeriod::start(&rcu, machine).poll(machine));
-        machine.as_cpu(READER, || exit_idle(machine));
-        let mut grace_period = GracePeriod::start(&rcu, machine);
-        assert!(!grace_period.poll(machine));
-        machine.as_cpu(READER, || enter_idle(machine));
-        assert!(grace_period.poll(machine));
+        as_reader(|machine, start, poll| {
+            enter_idle(machine);
+            assert!(poll(&mut start()));
+            exit_idle(machine);
+            let mut grace_period = start();
+            assert!(!poll(&mut grace_period));
+            enter_idle(machine);
+            assert!(poll(&mut grace_period));
+            exit_idle(machine);
+        });
     }
 
     #[test]
     fn a_section_opened_later_is_not_waited_for() {
-        let (machine, rcu) = (TestMachine::new(2, 0, 1), Rcu::new());
-        let mut early = GracePeriod::start(&rcu, machine);
-        machine.as_cpu(READER, || on_interrupt(machine));
-        let section = machine.as_cpu(READER, || read_lock(machine));
-        let mut late = GracePeriod::start(&rcu, machine);
-        assert!(early.poll(machine));
-        assert!(!late.poll(machine));
-        machine.as_cpu(READER, || drop(section));
-        assert!(late.poll(machine));
+        as_reader(|machine, start, poll| {
+            let mut early = start();
+            on_interrupt(machine);
+            let section = read_lock(machine);
+            let mut late = start();
+            assert!(poll(&mut early));
+            assert!(!poll(&mut late));
+            drop(section);
+            assert!(poll(&mut late));
+        });
     }
 
     #[test]
     fn a_grace_period_started_inside_a_section_waits_for_that_section() {
-        let (machine, rcu) = (TestMachine::new(1, 0, 1), Rcu::new());
-        let section = read_lock(machine);
-        let mut grace_period = GracePeriod::start(&rcu, machine);
-        assert!(!grace_period.poll(machine));
-        drop(section);
-        assert!(grace_period.poll(machine));
+        as_reader(|machine, _, _| {
+            let rcu = Rcu::new();
+            let section = read_lock(machine);
+            let mut grace_period = GracePeriod::start(&rcu, machine);
+            assert!(!grace_period.poll(machine));
+            drop(section);
+            assert!(grace_period.poll(machine));
+        });
     }
 
     /// CPU 0 replaces the current one of two cells, waits, and writes to the old one, which readers must have left.
     #[test]
     fn readers_never_see_what_was_freed() {
         const FREED: usize = usize::MAX;
-        let (machine, rcu) = (TestMachine::new(4, 0, 10), Rcu::new());
+        let (sim, rcu) = (machine(4, 0, 10), Rcu::new());
+        let machine = sim.handle();
         let cells = [AtomicUsize::new(0), AtomicUsize::new(FREED)];
         let (current, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        machine.on_all(|cpu| {
-            if cpu == CpuId(0) {
-                for turn in 1..=300 {
+        machine.run_all(|cpu| {
+            if cpu == WAITER {
+                for turn in 1..=200 {
                     let (old, new) = ((turn - 1) % 2, turn % 2);
                     cells[new].store(turn, Ordering::Relaxed);
                     current.store(new, Ordering::Release);
@@ -342,14 +362,14 @@ mod tests {
                 while done.load(Ordering::Acquire) == 0 {
                     let section = read_lock(machine);
                     let cell = &cells[current.load(Ordering::Acquire)];
-                    for _ in 0..20 {
+                    for _ in 0..4 {
                         assert_ne!(cell.load(Ordering::Relaxed), FREED, "a reader's cell was freed");
+                        machine.pause();
                     }
                     drop(section);
                     machine.pause();
                 }
             }
-            enter_idle(machine);
         });
     }
 
@@ -357,8 +377,19 @@ mod tests {
     #[cfg(debug_assertions)]
     #[should_panic(expected = "its own read section")]
     fn waiting_inside_a_section_is_caught() {
-        let (machine, rcu) = (TestMachine::new(1, 0, 1), Rcu::new());
-        let _section = read_lock(machine);
-        synchronize(&rcu, machine);
+        as_reader(|machine, _, _| {
+            let _section = read_lock(machine);
+            synchronize(&Rcu::new(), machine);
+        });
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "has not left idle")]
+    fn reading_in_idle_is_caught() {
+        as_reader(|machine, _, _| {
+            enter_idle(machine);
+            drop(read_lock(machine));
+        });
     }
 }

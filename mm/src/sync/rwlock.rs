@@ -174,13 +174,14 @@ impl<M: Machine> Drop for MmapWriteGuard<'_, M> {
 mod tests {
     use super::{COUNT, COUNT_BITS, MmapLock, READERS, WAITING_WRITERS};
     use crate::cpu::CpuId;
+    use crate::machine::Machine;
     use crate::sync::atomic::{AtomicUsize, Ordering};
-    use crate::sync::testing::TestMachine;
+    use crate::sync::testing::{TestMachine, machine};
 
     /// Waits until the word of `lock` is as `wanted` says.
-    fn await_word(lock: &MmapLock, wanted: impl Fn(u64) -> bool) {
+    fn await_word(lock: &MmapLock, machine: TestMachine, wanted: impl Fn(u64) -> bool) {
         while !wanted(lock.0.load(Ordering::Relaxed)) {
-            std::thread::yield_now();
+            machine.pause();
         }
     }
 
@@ -188,46 +189,54 @@ mod tests {
         word >> COUNT_BITS & COUNT
     }
 
+    fn is_held(word: u64) -> bool {
+        word & (super::WRITER | READERS) != 0
+    }
+
     #[test]
     fn a_waiting_writer_stops_new_readers_and_they_get_in_after_it() {
-        let machine = TestMachine::new(4, 0, 1);
+        let sim = machine(4, 0, 1);
+        let machine = sim.handle();
         let (lock, order) = (MmapLock::new(), AtomicUsize::new(0));
-        let first = lock.read(machine);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
+        machine.run_all(|cpu| match cpu.0 {
+            0 => {
+                let _first = lock.read(machine);
+                await_word(&lock, machine, |word| waiting_readers(word) == 2);
+            }
+            1 => {
+                await_word(&lock, machine, is_held);
                 let _writing = lock.write(machine);
                 assert_eq!(order.fetch_add(1, Ordering::Relaxed), 0);
-            });
-            await_word(&lock, |word| word & WAITING_WRITERS != 0);
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    let _reading = lock.read(machine);
-                    assert_ne!(order.fetch_add(1, Ordering::Relaxed), 0);
-                });
             }
-            await_word(&lock, |word| waiting_readers(word) == 2);
-            drop(first);
+            _ => {
+                await_word(&lock, machine, |word| word & WAITING_WRITERS != 0);
+                let _reading = lock.read(machine);
+                assert_ne!(order.fetch_add(1, Ordering::Relaxed), 0);
+            }
         });
         assert_eq!(order.load(Ordering::Relaxed), 3);
     }
 
     #[test]
     fn readers_that_wait_get_in_before_the_next_writer() {
-        let machine = TestMachine::new(4, 0, 1);
+        let sim = machine(3, 0, 1);
+        let machine = sim.handle();
         let (lock, order) = (MmapLock::new(), AtomicUsize::new(0));
-        let first = lock.write(machine);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
+        machine.run_all(|cpu| match cpu.0 {
+            0 => {
+                let _first = lock.write(machine);
+                await_word(&lock, machine, |word| waiting_readers(word) == 1);
+            }
+            1 => {
+                await_word(&lock, machine, is_held);
                 let _writing = lock.write(machine);
                 assert_eq!(order.fetch_add(1, Ordering::Relaxed), 1);
-            });
-            await_word(&lock, |word| word & WAITING_WRITERS != 0);
-            scope.spawn(|| {
+            }
+            _ => {
+                await_word(&lock, machine, |word| is_held(word) && word & WAITING_WRITERS != 0);
                 let _reading = lock.read(machine);
                 assert_eq!(order.fetch_add(1, Ordering::Relaxed), 0);
-            });
-            await_word(&lock, |word| waiting_readers(word) == 1);
-            drop(first);
+            }
         });
         assert_eq!(order.load(Ordering::Relaxed), 2);
     }
@@ -235,17 +244,20 @@ mod tests {
     #[test]
     fn readers_share_and_writers_exclude_everyone() {
         const WRITING: usize = 1000;
-        let machine = TestMachine::new(6, 0, 1);
+        let sim = machine(6, 0, 1);
+        let machine = sim.handle();
         let (lock, inside) = (MmapLock::new(), AtomicUsize::new(0));
-        machine.on_all(|cpu| {
-            for _ in 0..500 {
+        machine.run_all(|cpu| {
+            for _ in 0..300 {
                 if cpu < CpuId(2) {
                     let _writing = lock.write(machine);
                     assert_eq!(inside.fetch_add(WRITING, Ordering::Relaxed), 0);
+                    machine.pause();
                     inside.fetch_sub(WRITING, Ordering::Relaxed);
                 } else {
                     let _reading = lock.read(machine);
                     assert!(inside.fetch_add(1, Ordering::Relaxed) < WRITING);
+                    machine.pause();
                     inside.fetch_sub(1, Ordering::Relaxed);
                 }
             }

@@ -20,10 +20,10 @@
 //! *Outside.* Waiter: show ASLEEP; RMW that joins the outsiders; halt if that RMW saw the lock taken. If it did, the
 //! owner's unlocking RMW comes after it, counts the waiter, and sees its slot (the waiter's RMW releases, the unlocker's
 //! acquires). If a ticket follows, its owner's unlock does the same in turn. So some unlock finds no ticket, at least one
-//! outsider, and kicks one, or finds one kicked already. Call the kicked one X. X hides its slot before its RMW that
-//! leaves the outsiders, so this RMW is after the unlock that saw the slot, and X looks at the lock after it: X takes it,
-//! or finds an owner whose unlock is still to come and sees all outsiders that remain. A kick can also hit one that
-//! joins only after the unlock: then its RMW sees the lock free or that later owner, and the same holds.
+//! outsider, and kicks one, or finds one kicked already. Call that one X. Awake, X hides its slot, and before it can
+//! sleep again it takes the lock, takes a ticket or joins anew, all by RMWs on the word. The next of these comes after the
+//! unlock that saw the slot; otherwise that unlock would have acquired the hiding from it, or from X's own unlock. So X
+//! takes the lock, or finds an owner whose unlock is still to come and sees all outsiders that remain.
 
 use super::atomic::{AtomicU32, Ordering, fence};
 use super::parking::{Wait, kick_outsider, kick_ticket};
@@ -38,13 +38,13 @@ const TICKET_MASK: u32 = (1 << TICKET_BITS) - 1;
 const OUTSIDER_BITS: u32 = 8;
 const OUTSIDER_MASK: u32 = (1 << OUTSIDER_BITS) - 1;
 const OUTSIDER: u32 = 1;
-const HEAD_SHIFT: u32 = OUTSIDER_BITS;
-const HEAD: u32 = 1 << HEAD_SHIFT;
 /// The tail ends the word, so that its carry falls off.
 const TAIL_SHIFT: u32 = u32::BITS - TICKET_BITS;
 const TAIL: u32 = 1 << TAIL_SHIFT;
+const HEAD_SHIFT: u32 = TAIL_SHIFT - TICKET_BITS;
+const HEAD: u32 = 1 << HEAD_SHIFT;
 
-const _: () = assert!(HEAD_SHIFT + TICKET_BITS <= TAIL_SHIFT);
+const _: () = assert!(OUTSIDER_BITS <= HEAD_SHIFT);
 // A CPU has at most one ticket and stands outside at most once: it waits with nothing else running (I45).
 const _: () = assert!(NR_CPUS < 1 << TICKET_BITS && NR_CPUS < 1 << OUTSIDER_BITS);
 
@@ -110,9 +110,9 @@ impl TicketLock {
                 return true;
             }
             wait.count_round();
-            // AcqRel, both: the module head says what they order.
-            if wait.halt(|| !Word(self.0.fetch_add(OUTSIDER, Ordering::AcqRel)).is_free()) {
-                self.0.fetch_sub(OUTSIDER, Ordering::AcqRel);
+            // Release: the slot, for the unlocker that counts this waiter. Leaving publishes nothing.
+            if wait.halt(|| !Word(self.0.fetch_add(OUTSIDER, Ordering::Release)).is_free()) {
+                self.0.fetch_sub(OUTSIDER, Ordering::Relaxed);
             }
         }
         false
@@ -120,9 +120,8 @@ impl TicketLock {
 
     /// Takes a ticket and waits for its turn.
     fn wait_in_queue<M: Machine>(&self, wait: &Wait<'_, M>) {
-        // Acquire: the lock may be free, and then this takes it. Release: an unlocker that sees the ticket sees this CPU
-        // online.
-        let before = Word(self.0.fetch_add(TAIL, Ordering::AcqRel));
+        // Relaxed: being served is what acquires, even if that is at once.
+        let before = Word(self.0.fetch_add(TAIL, Ordering::Relaxed));
         let ticket = before.tail();
         wait.take_ticket(ticket, before.tickets());
         // Acquire pairs with the Release of the unlock that made head this ticket.
@@ -156,7 +155,7 @@ impl RawLock for TicketLock {
     }
 
     fn lock<M: Machine>(&self, machine: M, class: LockClass) {
-        debug_assert!(machine.irqs_enabled(), "a lock of mm is taken with interrupts off (I24)");
+        debug_assert!(can_hear(machine), "a lock of mm is taken with interrupts off (I24)");
         debug_assert!(!machine.local().held.contains(self.address()), "a lock of mm is taken twice by one CPU");
         if !self.take_if_free() {
             self.wait(machine, class);
@@ -165,7 +164,7 @@ impl RawLock for TicketLock {
     }
 
     fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> bool {
-        debug_assert!(machine.irqs_enabled(), "a lock of mm is taken with interrupts off (I24)");
+        debug_assert!(can_hear(machine), "a lock of mm is taken with interrupts off (I24)");
         let taken = self.take_if_free();
         if taken {
             note_taken(machine, self.address(), class);
@@ -207,6 +206,11 @@ impl RawLock for TicketLock {
     }
 }
 
+/// Whether this CPU answers the others while it waits. Before there are others it need not: the kernel boots so.
+fn can_hear<M: Machine>(machine: M) -> bool {
+    machine.irqs_enabled() || machine.online().without(machine.cpu()).is_empty()
+}
+
 fn note_taken<M: Machine>(machine: M, lock: usize, class: LockClass) {
     let local = machine.local();
     local.held.push(lock, class);
@@ -218,12 +222,14 @@ mod tests {
     use super::{OUTSIDER, TAIL, TICKET_MASK, TicketLock, Word};
     use crate::cpu::CpuId;
     use crate::machine::Machine;
+    use crate::machine::sim::Body;
     use crate::stats::{LockCounter, LockPeak, StatsSnapshot};
     use crate::sync::LockClass::Pte;
     use crate::sync::RawLock;
     use crate::sync::atomic::Ordering::Relaxed;
+    use crate::sync::parking::WaitingFor;
     use crate::sync::spin::SpinLock;
-    use crate::sync::testing::TestMachine;
+    use crate::sync::testing::{TestMachine, machine};
 
     fn unlock(lock: &TicketLock, machine: TestMachine) {
         // SAFETY: the tests give up only what they took.
@@ -233,32 +239,36 @@ mod tests {
     /// Every CPU increments a counter under one lock; nothing is lost and the bounds of the waiting rule hold.
     fn increments_add_up(rounds: u32, polls: u32) {
         const CPUS: usize = 6;
-        const TURNS: u64 = 3000;
-        let machine = TestMachine::new(CPUS, rounds, polls);
+        const TURNS: u64 = 1500;
+        let sim = machine(CPUS, rounds, polls);
+        let machine = sim.handle();
         let counter = SpinLock::<u64, TicketLock>::new(0);
-        machine.on_all(|_| {
+        machine.run_all(|_| {
             for _ in 0..TURNS {
-                *counter.lock(machine, Pte) += 1;
+                let mut counter = counter.lock(machine, Pte);
+                // Time for the others to come and wait.
+                machine.pause();
+                *counter += 1;
             }
         });
         let stats = StatsSnapshot::sum(machine.cpus());
-        assert_eq!(*counter.lock(machine, Pte), CPUS as u64 * TURNS);
+        assert_eq!(machine.run_cpu(CpuId(0), || *counter.lock(machine, Pte)), CPUS as u64 * TURNS);
         assert_eq!(stats.locks(&[Pte], LockCounter::Acquired), CPUS as u64 * TURNS);
+        assert!(stats.locks(&[Pte], LockCounter::Halts) > 0, "nobody ever had to halt");
         assert!(stats.peak(&[Pte], LockPeak::RoundsOutside) <= rounds.into());
         assert!(stats.peak(&[Pte], LockPeak::TurnsInQueue) < CPUS as u64);
-        assert_eq!(machine.cpus().iter().map(|(_, local)| local.held.count()).sum::<usize>(), 0);
         assert!(machine.cpus().iter().all(|(_, local)| local.parking.waiting_for().is_none()));
         assert_eq!(Word(counter.raw().0.load(Relaxed)).outsiders(), 0);
     }
 
     #[test]
     fn plain_ticket_lock_excludes() {
-        increments_add_up(0, 50);
+        increments_add_up(0, 10);
     }
 
     #[test]
     fn waiters_outside_the_queue_are_excluded_and_served() {
-        increments_add_up(8, 20);
+        increments_add_up(8, 4);
     }
 
     #[test]
@@ -266,100 +276,124 @@ mod tests {
         increments_add_up(2, 1);
     }
 
-    /// CPU 1 waits for a lock that CPU 0 holds until CPU 1 sleeps; `check` looks at it then.
-    fn with_a_sleeper(rounds: u32, check: impl Fn(&TicketLock, TestMachine)) {
-        let machine = TestMachine::new(2, rounds, 1);
+    /// CPU 1 waits for a lock that CPU 0 holds, until CPU 1 sleeps. Returns what it is seen waiting for then.
+    fn a_sleeper_is_kicked(rounds: u32, is_contended: bool) -> WaitingFor {
+        let sim = machine(2, rounds, 1);
+        let machine = sim.handle();
         let lock = TicketLock::new();
-        lock.lock(machine, Pte);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                machine.as_cpu(CpuId(1), || {
-                    lock.lock(machine, Pte);
-                    unlock(&lock, machine);
-                });
-            });
-            let asleep = || machine.cpus().of(CpuId(1)).parking.waiting_for().is_some_and(|waiting| waiting.asleep);
-            let outsiders = || Word(lock.0.load(Relaxed)).outsiders();
-            while !asleep() || outsiders() != rounds.min(1) {
-                std::thread::yield_now();
+        let mut seen = None;
+        let owner = || {
+            lock.lock(machine, Pte);
+            let slot = &machine.cpus().of(CpuId(1)).parking;
+            while !slot.waiting_for().is_some_and(|waiting| waiting.asleep)
+                || Word(lock.0.load(Relaxed)).outsiders() != rounds.min(1)
+            {
+                machine.pause();
             }
-            check(&lock, machine);
+            seen = slot.waiting_for();
+            assert_eq!(lock.is_contended(), is_contended);
             unlock(&lock, machine);
-        });
+        };
+        let waiter = || {
+            while !lock.is_locked() {
+                machine.pause();
+            }
+            lock.lock(machine, Pte);
+            unlock(&lock, machine);
+        };
+        machine.run(vec![(CpuId(0), Box::new(owner) as Body<'_>), (CpuId(1), Box::new(waiter))]);
         let stats = StatsSnapshot::sum(machine.cpus());
         assert_eq!(stats.locks(&[Pte], LockCounter::Waited), 1);
         assert_eq!(stats.locks(&[Pte], LockCounter::Kicks), 1);
-        assert!(stats.locks(&[Pte], LockCounter::WaitNanos) >= stats.peak(&[Pte], LockPeak::WaitNanos));
         assert!(stats.peak(&[Pte], LockPeak::WaitNanos) > 0);
+        assert_eq!(stats.locks(&[Pte], LockCounter::WaitNanos), stats.peak(&[Pte], LockPeak::WaitNanos));
+        let seen = seen.unwrap();
+        assert_eq!((seen.lock, seen.class), (lock.address(), Pte));
+        seen
     }
 
     #[test]
     fn a_sleeper_with_a_ticket_is_kicked_and_visible() {
-        with_a_sleeper(0, |lock, machine| {
-            assert!(lock.is_contended());
-            let waiting = machine.cpus().of(CpuId(1)).parking.waiting_for().unwrap();
-            assert_eq!((waiting.lock, waiting.ticket, waiting.class), (lock.address(), Some(1), Pte));
-        });
+        assert_eq!(a_sleeper_is_kicked(0, true).ticket, Some(1));
     }
 
     #[test]
     fn a_sleeper_outside_the_queue_is_kicked_and_visible() {
-        with_a_sleeper(8, |lock, machine| {
-            assert!(!lock.is_contended());
-            let waiting = machine.cpus().of(CpuId(1)).parking.waiting_for().unwrap();
-            assert_eq!((waiting.lock, waiting.ticket, waiting.class), (lock.address(), None, Pte));
-        });
+        assert_eq!(a_sleeper_is_kicked(8, false).ticket, None);
     }
 
     #[test]
     fn tickets_wrap_without_touching_their_neighbours() {
-        let machine = TestMachine::new(1, 0, 1);
+        let sim = machine(1, 0, 1);
+        let machine = sim.handle();
         let lock = TicketLock::new();
         lock.0.fetch_add(OUTSIDER, Relaxed);
-        for turn in 0..3 * (TICKET_MASK + 1) + 7 {
-            assert!(!lock.is_locked());
-            lock.lock(machine, Pte);
-            assert!(lock.is_locked() && !lock.is_contended(), "turn {turn}");
-            // A second ticket, as a waiter would take it, across the wrap of either counter.
-            lock.0.fetch_add(TAIL, Relaxed);
-            assert!(lock.is_contended(), "turn {turn}");
-            unlock(&lock, machine);
-            assert!(lock.is_locked() && !lock.is_contended(), "turn {turn}");
-            machine.local().held.push(lock.address(), Pte);
-            unlock(&lock, machine);
-            assert_eq!(Word(lock.0.load(Relaxed)).outsiders(), 1, "turn {turn}");
-        }
+        machine.run_cpu(CpuId(0), || {
+            for turn in 0..3 * (TICKET_MASK + 1) + 7 {
+                assert!(!lock.is_locked());
+                lock.lock(machine, Pte);
+                assert!(lock.is_locked() && !lock.is_contended(), "turn {turn}");
+                // A second ticket, as a waiter would take it, across the wrap of either counter.
+                lock.0.fetch_add(TAIL, Relaxed);
+                assert!(lock.is_contended(), "turn {turn}");
+                unlock(&lock, machine);
+                assert!(lock.is_locked() && !lock.is_contended(), "turn {turn}");
+                machine.local().held.push(lock.address(), Pte);
+                unlock(&lock, machine);
+                assert_eq!(Word(lock.0.load(Relaxed)).outsiders(), 1, "turn {turn}");
+            }
+        });
     }
 
     #[test]
     fn try_lock_neither_waits_nor_queues() {
-        let machine = TestMachine::new(1, 0, 1);
+        let sim = machine(1, 0, 1);
+        let machine = sim.handle();
         let lock = TicketLock::new();
-        assert!(lock.try_lock(machine, Pte));
-        let word = lock.0.load(Relaxed);
-        assert!(!lock.try_lock(machine, Pte));
-        assert_eq!(lock.0.load(Relaxed), word);
-        unlock(&lock, machine);
-        assert!(lock.try_lock(machine, Pte));
-        unlock(&lock, machine);
+        machine.run_cpu(CpuId(0), || {
+            assert!(lock.try_lock(machine, Pte));
+            let word = lock.0.load(Relaxed);
+            assert!(!lock.try_lock(machine, Pte));
+            assert_eq!(lock.0.load(Relaxed), word);
+            unlock(&lock, machine);
+            assert!(lock.try_lock(machine, Pte));
+            unlock(&lock, machine);
+        });
     }
 
     #[test]
     #[cfg(debug_assertions)]
     #[should_panic(expected = "I24")]
     fn locking_with_interrupts_off_is_caught() {
-        let machine = TestMachine::new(1, 0, 1);
-        machine.irq_save();
-        TicketLock::new().lock(machine, Pte);
+        let sim = machine(2, 0, 1);
+        let machine = sim.handle();
+        machine.run_cpu(CpuId(0), || {
+            machine.irq_save();
+            TicketLock::new().lock(machine, Pte);
+        });
+    }
+
+    #[test]
+    fn a_cpu_that_is_alone_may_lock_with_interrupts_off() {
+        let sim = machine(1, 0, 1);
+        let machine = sim.handle();
+        machine.run_cpu(CpuId(0), || {
+            let irqs = machine.irq_save();
+            drop(SpinLock::<(), TicketLock>::new(()).lock(machine, Pte));
+            machine.irq_restore(irqs);
+        });
     }
 
     #[test]
     #[cfg(debug_assertions)]
     #[should_panic(expected = "taken twice")]
     fn taking_a_lock_twice_is_caught() {
-        let machine = TestMachine::new(1, 0, 1);
+        let sim = machine(1, 0, 1);
+        let machine = sim.handle();
         let lock = TicketLock::new();
-        lock.lock(machine, Pte);
-        lock.lock(machine, Pte);
+        machine.run_cpu(CpuId(0), || {
+            lock.lock(machine, Pte);
+            lock.lock(machine, Pte);
+        });
     }
 }
