@@ -12,7 +12,7 @@ use linkme::distributed_slice;
 pub struct Counter {
     /// What is counted, as shown when it differs.
     pub name: &'static str,
-    /// Reads it. Called with nothing else running.
+    /// Reads it. Called while no test runs; idle CPUs go on with what they do when idle.
     pub read: fn() -> u64,
 }
 
