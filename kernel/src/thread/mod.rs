@@ -112,18 +112,8 @@ impl Thread {
         }
     }
 
-    /// The thread's name.
-    pub fn name(&self) -> ShortName {
-        self.name
-    }
-
     /// The address space it is in.
     pub fn user(&self) -> &UserSlot {
         &self.user
-    }
-
-    /// The CPU it runs on.
-    pub fn cpu(&self) -> CpuId {
-        self.cpu
     }
 }
