@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::run;
 use crate::build::{Builder, Locks, Variant};
@@ -35,16 +35,18 @@ pub fn compare(
         // In turn, so that whatever else this host does falls on both.
         for (locks, kernel) in &kernels {
             let plan = run::plan(options, machine, Medium::Pvh(kernel.clone()));
-            if round == 1 {
+            if round == 1 && *locks == Locks::Split {
                 run::announce(&plan);
             }
-            println!("{:>6} of {RUNS}: {} locks", round, locks.word());
+            println!("{round:>6} of {RUNS}: {} locks", locks.word());
             let run = runner::run(workspace, emulator, &plan, &mut ())?;
             if !run.verdict.passed() {
                 let symbols = Symbols::load(kernel, workspace.root());
                 postmortem::report(&run, &symbols).iter().for_each(|line| println!("{line}"));
                 return Ok(false);
             }
+            let built = run.ended.transcript.boot.map(|boot| boot.build).unwrap_or_default();
+            ensure!(built == locks.word(), "the kernel built with {} locks says it has {built:?} locks", locks.word());
             comparison.add(*locks, &run.ended.transcript.phases);
         }
     }

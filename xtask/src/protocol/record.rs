@@ -16,7 +16,6 @@ pub struct Boot {
     /// Usable memory in MiB.
     pub memory_mib: u64,
     /// Lock placement: `split` or `single`.
-    #[serde(default)]
     pub build: String,
 }
 

@@ -73,7 +73,7 @@ pub fn run(
     if filtered && run.verdict == Verdict::BadCommandLine {
         return Ok(Round::NoMatch);
     }
-    if !matches!(run.verdict, Verdict::Passed | Verdict::Failed) {
+    if !matches!(run.verdict, Verdict::Passed | Verdict::Failed | Verdict::Interrupted) {
         let symbols = Symbols::load(kernel, workspace.root());
         for case in aftermath(&suite, &run.ended.transcript, postmortem::report(&run, &symbols)) {
             progress.ended(case);
