@@ -46,6 +46,8 @@ mod smp;
 #[cfg(target_os = "none")]
 mod sync;
 #[cfg(target_os = "none")]
+mod tests;
+#[cfg(target_os = "none")]
 mod thread;
 #[cfg(target_os = "none")]
 mod trap;

@@ -56,11 +56,6 @@ impl TestContext {
         Self { name, seed, cpus, failed: AtomicBool::new(false) }
     }
 
-    /// The seed of the run.
-    pub fn seed(&self) -> u64 {
-        self.seed
-    }
-
     /// How many CPUs are online.
     pub fn cpus(&self) -> usize {
         self.cpus

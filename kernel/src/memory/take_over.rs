@@ -76,7 +76,7 @@ pub fn take_over() -> Result<(), TakeOverError> {
     let memory = Memory::new(X86, frames)?;
     let total = memory.frames().total_frames(X86);
     MEMORY.call_once(|| memory);
-    log::info!("mm has {} MiB in {total} frames", total * PAGE_SIZE as u64 >> 20);
+    log::info!("mm has {} MiB in {total} frames", (total * PAGE_SIZE as u64) >> 20);
     Ok(())
 }
 

@@ -12,8 +12,9 @@ use mm::cpu::{CpuId, CpuSet};
 
 use crate::thread::{JoinHandle, SpawnError, block_while, spawn_on, wake};
 
-/// How often a member looks whether the others have come before it gives its CPU away.
-const POLLS: u32 = 2_000;
+/// How often a member looks whether the others have come before it gives its CPU away: long, since members that are awake
+/// when the last one comes go on in the same instant, and those that must be woken do not.
+const POLLS: u64 = 200_000;
 
 /// A place where members wait until all have come. It may be used again and again.
 struct Barrier {
@@ -28,7 +29,8 @@ impl Barrier {
         Self { members, arrived: AtomicUsize::new(0), meetings: AtomicUsize::new(0) }
     }
 
-    fn wait(&self) {
+    /// Waits for the others, and looks `polls` times before it gives its CPU away.
+    fn wait(&self, polls: u64) {
         let meetings = self.meetings.load(Ordering::Acquire);
         // AcqRel: the last one comes after what all did before, and hands that on by its release below.
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.members {
@@ -38,7 +40,7 @@ impl Barrier {
             return;
         }
         let waits = || self.meetings.load(Ordering::Acquire) == meetings;
-        for poll in 0..POLLS {
+        for poll in 0..polls {
             if !waits() {
                 return;
             }
@@ -68,7 +70,13 @@ pub struct Member<'a> {
 impl Member<'_> {
     /// Waits until every member has come here. Each must come as often as all others.
     pub fn meet(&self) {
-        self.barrier.wait();
+        self.barrier.wait(POLLS);
+    }
+
+    /// As [`meet`](Self::meet), but no member sleeps: when it returns all have their CPUs, with what is loaded there. Dear on
+    /// a host with fewer CPUs.
+    pub fn meet_awake(&self) {
+        self.barrier.wait(u64::MAX);
     }
 }
 

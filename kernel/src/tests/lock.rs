@@ -1,0 +1,111 @@
+//! How many locks a fault takes, and how long anyone waits for one: counted, without a clock.
+
+use arch_x86::machine::X86;
+use arch_x86::percpu;
+use mm::machine::Machine;
+use mm::pgtable::{pmd_offset, pte_offset_map_lock};
+use mm::stats::{LockCounter, LockPeak, StatsSnapshot};
+use mm::sync::{LockClass, rcu};
+
+use super::support::{add, dawdle, map_anonymous, map_object, page, pages, read, stock_a_frame, write};
+use crate::harness::{Random, Stop, TestContext, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mm, Object, enter, memory, statistics};
+use crate::smp::online;
+use crate::sync::acquisitions;
+use crate::workload::crew;
+
+ktest! {
+    /// A page fault on a present table takes one lock of any kind, `mm`'s or the kernel's, and it is the PTE table's.
+    fn a_fault_on_a_present_table_takes_one_lock_of_any_kind(_t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        let object = Object::create(memory(), 64)?;
+        map_anonymous(&mm, pages(0, 128))?;
+        map_object(&mm, pages(128, 192), &object, 0)?;
+        let _user = enter(&mm);
+        write(127, 1)?;
+        for index in 0..64 {
+            object.page(index)?;
+        }
+        type Touch = fn(u64) -> Result<(), Stop>;
+        let kinds: [(&str, u64, Touch); 4] = [
+            ("anonymous write", 0, |number| Ok(write(number, 1)?)),
+            ("anonymous read", 32, |number| Ok(read(number).map(|_| ())?)),
+            ("zero page replaced", 32, |number| Ok(write(number, 1)?)),
+            ("object page", 128, |number| Ok(read(number).map(|_| ())?)),
+        ];
+        for (what, first, touch) in kinds {
+            // A tick may come during a fault, and takes locks of its own: none of `mm`'s, but of the kernel's.
+            let mut fewest = u64::MAX;
+            for number in first..first + 16 {
+                stock_a_frame()?;
+                let before = (X86.local().stats.snapshot(), acquisitions(percpu::cpu()));
+                touch(number)?;
+                let after = (X86.local().stats.snapshot(), acquisitions(percpu::cpu()));
+                let taken = after.0.since(&before.0);
+                let of_mm = taken.locks(LockClass::ALL, LockCounter::Acquired);
+                ktest_assert!(of_mm == 1, "{what}: {of_mm} locks of mm");
+                ktest_assert_eq!(taken.locks(&[LockClass::Pte], LockCounter::Acquired), 1);
+                fewest = fewest.min(after.1 - before.1);
+            }
+            ktest_assert!(fewest == 0, "{what}: {fewest} locks of the kernel");
+        }
+    }
+
+    /// Whoever waits for a page-table lock stands outside the queue for no more rounds than the rule allows, and from its
+    /// ticket to the lock no more others come before it than there are other CPUs.
+    fn waiting_for_a_page_table_lock_is_bounded(t: &TestContext) {
+        const TURNS: u64 = 120;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1))?;
+        {
+            let _user = enter(&mm);
+            write(0, 0)?;
+        }
+        X86.cpus().iter().for_each(|(_, local)| local.stats.forget_peaks());
+        let before = statistics();
+        let seed = t.random().next_u64();
+        crew::run(online(), &|member| {
+            let mut random = Random::new(seed ^ member.index as u64);
+            for _ in 0..TURNS {
+                let rcu = rcu::read_lock(X86);
+                let pmds = pmd_offset(&mm, &rcu, page(0));
+                let pte = pmds.as_ref().and_then(|pmds| pte_offset_map_lock(&mm, pmds.slot(page(0)), page(0)));
+                t.check(pte.is_some(), format_args!("the table has gone"));
+                // Long enough for others to come, now and then for so long that they use up their rounds.
+                let most = if random.below(16) == 0 { 200_000 } else { 20_000 };
+                dawdle(&mut random, most);
+            }
+        })?;
+        let locks = [LockClass::Pte];
+        let counted: StatsSnapshot = statistics().since(&before);
+        let (turns, rounds) = (counted.peak(&locks, LockPeak::TurnsInQueue), counted.peak(&locks, LockPeak::RoundsOutside));
+        t.note(format_args!(
+            "{} of {} waited, {} halts; at most {rounds} rounds outside and {turns} turns in the queue",
+            counted.locks(&locks, LockCounter::Waited),
+            counted.locks(&locks, LockCounter::Acquired),
+            counted.locks(&locks, LockCounter::Halts),
+        ));
+        ktest_assert!(counted.locks(&locks, LockCounter::Acquired) >= TURNS * t.cpus() as u64);
+        ktest_assert!(turns < t.cpus() as u64, "{turns} turns with {} CPUs", t.cpus());
+        ktest_assert!(rounds <= X86.waiting_rule().rounds.into(), "{rounds} rounds");
+        ktest_assert!(t.cpus() == 1 || counted.locks(&locks, LockCounter::Waited) > 0, "nobody had to wait");
+    }
+
+    /// Increments under contention for one table's lock are all there: the lock excludes.
+    fn a_page_table_lock_excludes(t: &TestContext) {
+        const PAGES: u64 = 64;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, PAGES))?;
+        crew::run(online(), &|member| {
+            let _user = enter(&mm);
+            member.meet();
+            for number in 0..PAGES {
+                t.check(add(number, 1).is_ok(), format_args!("page {number} cannot be written"));
+            }
+        })?;
+        let _user = enter(&mm);
+        for number in 0..PAGES {
+            ktest_assert_eq!(read(number)?, t.cpus() as u64);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Tests of `mm` on the real machine: faults taken by the CPU, translations cached by it, CPUs that truly run at once.
+//!
+//! Rule: a race test is bounded in work, takes its random choices from the run's seed and goes through with one CPU too, or
+//! says why it does not.
+
+mod failure;
+mod fault;
+mod lock;
+mod race;
+mod shootdown;
+mod storm;
+mod support;

@@ -1,0 +1,150 @@
+//! A region that one CPU maps and unmaps while all others hammer its addresses.
+//!
+//! The remover counts an epoch: even from before it maps to after it has unmapped, odd while the region is surely gone. An
+//! access that succeeds with the same odd epoch before and after went through a translation that must not exist. What
+//! such an access would hit is the frame freed last: the remover takes it for another page and looks after a mark in it.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use mm::pgtable::pte_at;
+
+use crate::harness::{Random, Stop, TestContext, TestResult, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mm, MmRef, enter, memory};
+use crate::smp::online;
+use crate::tests::support::{PMD_TABLE, add, dawdle, map_anonymous, page, pages, read, write};
+use crate::workload::crew;
+
+/// Where the remover puts its marks: far from everything else.
+const MARKS: u64 = 700 * PMD_TABLE;
+const MARK: u64 = 0x5eed_0fa1_1c0f_fee5;
+
+/// What is done how often.
+pub struct Scenario {
+    /// The region.
+    pub region: Range<u64>,
+    /// A page that stays mapped, and with it the tables it needs.
+    pub kept: Option<u64>,
+    /// How often the region comes and goes.
+    pub rounds: u64,
+    /// Whether the region stays until every other CPU has reached it and so has cached how to.
+    pub until_reached: bool,
+}
+
+/// What the CPUs share.
+struct Stage<'a> {
+    t: &'a TestContext,
+    mm: &'a MmRef,
+    scenario: &'a Scenario,
+    epoch: AtomicU64,
+    done: AtomicBool,
+    /// The epoch in which each CPU reached the region last.
+    reached: Vec<AtomicU64>,
+}
+
+/// Plays the scenario on all CPUs.
+pub fn play(t: &TestContext, scenario: &Scenario) -> TestResult {
+    let mm = Mm::create(memory())?;
+    if let Some(kept) = scenario.kept {
+        map_anonymous(&mm, pages(kept, kept + 1))?;
+        let _user = enter(&mm);
+        write(kept, 1)?;
+    }
+    let reached = (0..t.cpus()).map(|_| AtomicU64::new(0)).collect();
+    let stage = Stage { t, mm: &mm, scenario, epoch: AtomicU64::new(1), done: AtomicBool::new(false), reached };
+    let seed = t.random().next_u64();
+    let outcomes = crew::run(online(), &|member| {
+        let mut random = Random::new(seed ^ member.index as u64);
+        let _user = enter(&mm);
+        member.meet();
+        if member.index > 0 {
+            stage.hammer(member.index, &mut random);
+            return Ok(());
+        }
+        let outcome = stage.come_and_go(&mut random);
+        // Release: whoever sees it has nothing more to do here.
+        stage.done.store(true, Ordering::Release);
+        outcome
+    })?;
+    outcomes.into_iter().collect()
+}
+
+impl Stage<'_> {
+    fn come_and_go(&self, random: &mut Random) -> TestResult {
+        let Scenario { region, rounds, .. } = self.scenario;
+        let range = pages(region.start, region.end);
+        let tables = self.mm.linked_table_bytes();
+        for round in 0..*rounds {
+            // Release, both times: who sees the new epoch comes after what was done in the old one.
+            let epoch = self.epoch.fetch_add(1, Ordering::Release) + 1;
+            map_anonymous(self.mm, range)?;
+            if self.scenario.until_reached {
+                self.await_everyone(epoch);
+            } else {
+                dawdle(random, 4_000);
+            }
+            self.mm.munmap(range)?;
+            self.epoch.fetch_add(1, Ordering::Release);
+
+            ktest_assert!(self.mm.linked_table_bytes() == tables, "round {round}: tables of a region that is gone");
+            for number in region.clone() {
+                let entry = pte_at(self.mm, page(number)).filter(|entry| !entry.is_none());
+                ktest_assert!(entry.is_none(), "round {round}: page {number} still has {entry:?}");
+            }
+            self.guard_marks(round, random)?;
+        }
+        Ok(())
+    }
+
+    /// Takes as many frames as the region had, which are likely the same, and sees that nobody else writes to them.
+    fn guard_marks(&self, round: u64, random: &mut Random) -> TestResult {
+        let count = self.scenario.region.end - self.scenario.region.start;
+        let marks = MARKS..MARKS + count;
+        map_anonymous(self.mm, pages(marks.start, marks.end))?;
+        for number in marks.clone() {
+            ktest_assert_eq!(add(number, MARK)?, 0);
+        }
+        dawdle(random, 4_000);
+        for number in marks.clone() {
+            let found = read(number)?;
+            ktest_assert!(found == MARK, "round {round}: a write went astray: {:#x}", found.wrapping_sub(MARK));
+        }
+        self.mm.munmap(pages(marks.start, marks.end))?;
+        Ok(())
+    }
+
+    fn await_everyone(&self, epoch: u64) {
+        for reached in self.reached.iter().skip(1) {
+            while reached.load(Ordering::Relaxed) < epoch {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    fn hammer(&self, index: usize, random: &mut Random) {
+        let region = &self.scenario.region;
+        while !self.done.load(Ordering::Acquire) {
+            let number = region.start + random.below(region.end - region.start);
+            let before = self.epoch.load(Ordering::Acquire);
+            let succeeded = add(number, 1).is_ok();
+            let after = self.epoch.load(Ordering::Acquire);
+            if !succeeded {
+                dawdle(random, 64);
+            } else if before == after {
+                self.t.check(
+                    before.is_multiple_of(2),
+                    format_args!("page {number} was reached in epoch {before}, while it was gone"),
+                );
+                if let Some(reached) = self.reached.get(index) {
+                    reached.store(before, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// Skips a test that needs a second CPU.
+pub fn needs_a_second_cpu(t: &TestContext) -> TestResult {
+    if t.cpus() < 2 { Err(Stop::skipped(format_args!("needs two CPUs"))) } else { Ok(()) }
+}

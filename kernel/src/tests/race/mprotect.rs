@@ -1,0 +1,79 @@
+//! `mprotect` while others write: once the right is gone no write lands, and none that landed is lost.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use mm::pgtable::Protection;
+
+use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mm, enter, memory};
+use crate::smp::online;
+use crate::tests::support::{add, dawdle, map_anonymous, pages, read};
+use crate::workload::crew;
+
+const PAGES: u64 = 8;
+/// The pages that are protected; those at both ends stay open, so that the region is cut and joined.
+const PROTECTED: Range<u64> = 1..PAGES - 1;
+const ROUNDS: u64 = 40;
+
+ktest! {
+    /// All CPUs increment pages that one of them protects and opens in turn: no increment lands while they are protected,
+    /// every successful one is there at the end.
+    fn mprotect_races_with_writes(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, PAGES))?;
+        // Even while the pages may be written or that is just changing, odd while they surely may not.
+        let (epoch, done, landed) = (AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
+        let seed = t.random().next_u64();
+        let outcomes = crew::run(online(), &|member| {
+            let mut random = Random::new(seed ^ member.index as u64);
+            let _user = enter(&mm);
+            member.meet();
+            if member.index == 0 {
+                let outcome = protect_in_turn(&mm, &epoch, &mut random);
+                done.store(true, Ordering::Release);
+                return outcome;
+            }
+            while !done.load(Ordering::Acquire) {
+                let number = random.below(PAGES);
+                let before = epoch.load(Ordering::Acquire);
+                if add(number, 1).is_err() {
+                    dawdle(&mut random, 64);
+                    continue;
+                }
+                landed.fetch_add(1, Ordering::Relaxed);
+                let was_protected =
+                    PROTECTED.contains(&number) && before % 2 == 1 && before == epoch.load(Ordering::Acquire);
+                t.check(!was_protected, format_args!("a write landed in epoch {before}, while it was forbidden"));
+            }
+            Ok(())
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
+        let _user = enter(&mm);
+        let mut found = 0;
+        for number in 0..PAGES {
+            found += read(number)?;
+        }
+        ktest_assert_eq!(found, landed.load(Ordering::Relaxed));
+    }
+}
+
+fn protect_in_turn(mm: &Mm, epoch: &AtomicU64, random: &mut Random) -> TestResult {
+    let range = pages(PROTECTED.start, PROTECTED.end);
+    let look = || PROTECTED.map(read).collect::<Result<Vec<u64>, _>>();
+    for round in 0..ROUNDS {
+        mm.mprotect(range, Protection::READ)?;
+        // Release, both times: who sees the new epoch comes after the change before it.
+        epoch.fetch_add(1, Ordering::Release);
+        let seen = look()?;
+        // Long enough for a CPU that lost its turn to have one.
+        dawdle(random, 100_000);
+        let later = look()?;
+        ktest_assert!(seen == later, "round {round}: protected pages changed from {seen:?} to {later:?}");
+        epoch.fetch_add(1, Ordering::Release);
+        mm.mprotect(range, Protection::READ_WRITE)?;
+        dawdle(random, 4_000);
+    }
+    Ok(())
+}

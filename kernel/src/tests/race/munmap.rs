@@ -1,0 +1,93 @@
+//! `munmap` while others fault: nothing shows where nothing is mapped, and no write goes astray (R3, R20, R41, I29).
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use arch_x86::machine::X86;
+use mm::fault::handle_mm_fault;
+use mm::pgtable::{pmd_offset, pte_offset_map_lock};
+use mm::sync::rcu;
+use mm::vma::Access;
+
+use super::come_and_go::{Scenario, play};
+use crate::harness::{Random, TestContext, TestResult, ktest};
+use crate::memory::{Mm, enter, memory};
+use crate::smp::online;
+use crate::tests::support::{PMD_TABLE, TABLE, dawdle, map_anonymous, page, pages, write};
+use crate::workload::crew;
+
+ktest! {
+    /// Pages of a table that stays come and go while all CPUs fault on them.
+    fn munmap_races_with_faults_on_a_table_that_stays(t: &TestContext) {
+        let region = 8..16;
+        play(t, &Scenario { region, kept: Some(0), rounds: 24, until_reached: false })?;
+    }
+
+    /// Pages of two tables come and go; one of the tables goes with them.
+    fn munmap_races_with_faults_on_a_table_that_goes(t: &TestContext) {
+        let region = TABLE - 4..TABLE + 4;
+        play(t, &Scenario { region, kept: Some(0), rounds: 24, until_reached: false })?;
+    }
+
+    /// A region without any table comes and goes while all CPUs take its first fault: no table is left behind.
+    fn munmap_races_with_the_first_fault_of_a_region_without_tables(t: &TestContext) {
+        let region = 3 * PMD_TABLE..3 * PMD_TABLE + 1;
+        play(t, &Scenario { region, kept: None, rounds: 30, until_reached: false })?;
+    }
+
+    /// Whoever holds the lock of a PTE table that `pte_offset_map_lock` gave finds the table in its slot: nobody unhooks
+    /// it meanwhile, and nobody is given one that was unhooked before (R3, I16).
+    fn a_locked_table_stays_in_its_slot(t: &TestContext) {
+        locked_table(t)?;
+    }
+}
+
+/// One CPU makes and removes a PTE table, the others lock it and look whether it stays where it was.
+fn locked_table(t: &TestContext) -> TestResult {
+    const ROUNDS: u64 = 120;
+    let mm = Mm::create(memory())?;
+    // Keeps the PMD table, so that only the PTE table comes and goes.
+    map_anonymous(&mm, pages(TABLE, TABLE + 1))?;
+    {
+        let _user = enter(&mm);
+        write(TABLE, 1)?;
+    }
+    let done = AtomicBool::new(false);
+    let seed = t.random().next_u64();
+    let outcomes = crew::run(online(), &|member| {
+        let mut random = Random::new(seed ^ member.index as u64);
+        member.meet();
+        if member.index > 0 {
+            while !done.load(Ordering::Acquire) {
+                hold_and_look(t, &mm, &mut random);
+            }
+            return Ok(());
+        }
+        let come_and_go = || -> TestResult {
+            for _ in 0..ROUNDS {
+                map_anonymous(&mm, pages(0, 1))?;
+                handle_mm_fault(&mm, page(0), Access::Write)?;
+                mm.munmap(pages(0, 1))?;
+            }
+            Ok(())
+        };
+        let outcome = come_and_go();
+        done.store(true, Ordering::Release);
+        outcome
+    })?;
+    outcomes.into_iter().collect()
+}
+
+fn hold_and_look(t: &TestContext, mm: &Mm, random: &mut Random) {
+    let rcu = rcu::read_lock(X86);
+    let Some(pmds) = pmd_offset(mm, &rcu, page(0)) else { return };
+    let pmd = pmds.slot(page(0));
+    let Some(locked) = pte_offset_map_lock(mm, pmd, page(0)) else { return };
+    for _ in 0..3 {
+        let is_there = pmd.load() == locked.pmd() && !memory().memmap().page(locked.pmd().pfn()).is_detached();
+        t.check(
+            is_there,
+            format_args!("the slot holds {:?}, but the table of {:?} is locked", pmd.load(), locked.pmd()),
+        );
+        dawdle(random, 200);
+    }
+}

@@ -1,0 +1,105 @@
+//! First faults that all need the same missing table: one is linked, the losers free theirs at once (R1, I15).
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use mm::address::VirtRange;
+use mm::config::PAGE_SIZE;
+use mm::stats::{Counter, StatsSnapshot};
+
+use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mm, MmRef, enter, memory, statistics};
+use crate::smp::online;
+use crate::tests::support::{PMD_TABLE, TABLE, add, map_anonymous, pages, read, write};
+use crate::workload::crew::{self, Member};
+
+const ROUNDS: u64 = 60;
+
+/// The pages below the contested tables.
+const CONTESTED: VirtRange = pages(0, TABLE);
+
+ktest! {
+    /// All CPUs need one PTE table that is not there: they agree on one, and each spare is freed.
+    fn first_faults_agree_on_one_missing_pte_table(t: &TestContext) {
+        // The PMD table stays, for a page next to the contested table needs it.
+        first_faults(t, TABLE, 1)?;
+    }
+
+    /// All CPUs need one PMD table and a PTE table below it that are not there: they agree on one of each.
+    fn first_faults_agree_on_one_missing_pmd_table(t: &TestContext) {
+        first_faults(t, PMD_TABLE, 2)?;
+    }
+
+    /// All CPUs need a table of each level.
+    fn first_faults_agree_on_one_table_of_each_level(t: &TestContext) {
+        // 512 GiB on: nothing but the top table is shared with the contested page.
+        first_faults(t, PMD_TABLE * 512, 3)?;
+    }
+}
+
+/// What the CPUs share.
+struct Contest<'a> {
+    t: &'a TestContext,
+    mm: &'a MmRef,
+    /// Tables that are missing at the beginning of each round.
+    missing: u64,
+    /// A page of everyone; those below belong to one CPU each.
+    everyones: u64,
+}
+
+/// Lets all CPUs take the first fault of a table at once, time and again. Page `kept` keeps the tables alive that are not
+/// contested; `missing` are.
+fn first_faults(t: &TestContext, kept: u64, missing: u64) -> TestResult {
+    let mm = Mm::create(memory())?;
+    map_anonymous(&mm, pages(kept, kept + 1))?;
+    {
+        let _user = enter(&mm);
+        write(kept, 1)?;
+    }
+    let contest = Contest { t, mm: &mm, missing, everyones: t.cpus() as u64 };
+    let spares = AtomicU64::new(0);
+    let outcomes = crew::run(online(), &|member| {
+        let _user = enter(&mm);
+        for round in 0..ROUNDS {
+            if member.index == 0 {
+                map_anonymous(&mm, CONTESTED)?;
+                // So that no table of an earlier round is freed meanwhile and counted.
+                memory().drain_deferred();
+            }
+            member.meet();
+            let (before, linked) = (statistics(), mm.linked_table_bytes());
+            member.meet();
+            contest.touch(round, member);
+            member.meet();
+            if member.index == 0 {
+                spares.fetch_add(contest.judge(round, &before, linked)?, Ordering::Relaxed);
+                mm.munmap(CONTESTED)?;
+                ktest_assert_eq!(mm.linked_table_bytes(), linked);
+            }
+        }
+        Ok(())
+    })?;
+    t.note(format_args!("{} spare tables freed in {ROUNDS} rounds", spares.into_inner()));
+    outcomes.into_iter().collect()
+}
+
+impl Contest<'_> {
+    fn touch(&self, round: u64, member: &Member<'_>) {
+        let own = add(member.index as u64, round + 1);
+        self.t.check(own == Ok(0), format_args!("round {round}: a fresh page gave {own:?}"));
+        let everyones = add(self.everyones, 1);
+        self.t.check(everyones.is_ok(), format_args!("round {round}: the page of all cannot be written"));
+    }
+
+    /// Whether all agreed on one of each missing table; returns how many spares were freed.
+    fn judge(&self, round: u64, before: &StatsSnapshot, linked: u64) -> Result<u64, Stop> {
+        let counted = statistics().since(before);
+        let (made, freed, missing) = (counted[Counter::TablesAllocated], counted[Counter::TablesFreed], self.missing);
+        ktest_assert!(made - freed == missing, "round {round}: {made} tables made, {freed} freed, {missing} missing");
+        ktest_assert_eq!(self.mm.linked_table_bytes() - linked, missing * PAGE_SIZE as u64);
+        for number in 0..self.everyones {
+            ktest_assert_eq!(read(number)?, round + 1);
+        }
+        ktest_assert_eq!(read(self.everyones)?, self.everyones);
+        Ok(freed)
+    }
+}

@@ -1,0 +1,169 @@
+//! Flushing other CPUs' translations: whoever must be reached is, nobody else is, and nobody waits for ever.
+
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use arch_x86::machine::X86;
+use arch_x86::time;
+use arch_x86::user_access::AccessFault;
+use mm::cpu::{CpuId, CpuSet};
+use mm::machine::Machine;
+use mm::stats::{Counter, LockCounter};
+use mm::sync::LockClass;
+
+use super::race::come_and_go::{Scenario, needs_a_second_cpu, play};
+use super::support::{TABLE, add, map_anonymous, pages, read, write};
+use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mm, MmRef, enter, memory, statistics};
+use crate::smp::online;
+use crate::thread::{block_while, wake};
+use crate::workload::crew;
+
+/// How long a CPU is given to do what it is about to do.
+const PATIENCE_NANOS: u64 = 20_000_000_000;
+
+ktest! {
+    /// Every CPU has cached how to reach a page when it is unmapped: from the return of `munmap` on no access succeeds,
+    /// and none reaches the frame in its next use.
+    fn a_stale_translation_is_never_usable_after_munmap(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        play(t, &Scenario { region: 0..1, kept: Some(1), rounds: 12, until_reached: true })?;
+    }
+
+    /// The same when the tables go with the page.
+    fn a_stale_table_is_never_walked_after_munmap(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        play(t, &Scenario { region: 0..1, kept: None, rounds: 12, until_reached: true })?;
+    }
+
+    /// Of three CPUs and the idle ones, `munmap` interrupts the one that has the address space loaded too, and no other.
+    fn only_cpus_in_the_address_space_are_interrupted(t: &TestContext) {
+        let (mm, other) = (Mm::create(memory())?, Mm::create(memory())?);
+        for mm in [&mm, &other] {
+            map_anonymous(mm, pages(0, 4))?;
+        }
+        let crew = CpuSet(online().iter().take(3).fold(0, |set, cpu| set | CpuSet::only(cpu).0));
+        let done = AtomicBool::new(false);
+        let before = served();
+        let targets = crew::run(crew, &|member| {
+            let _user = enter(if member.index < 2 { &mm } else { &other });
+            t.check(write(0, 1).is_ok(), format_args!("cpu {} cannot write", member.cpu.0));
+            member.meet_awake();
+            if member.index > 0 {
+                // Not asleep: a CPU that sleeps leaves the address space.
+                while !done.load(Ordering::Acquire) {
+                    spin_loop();
+                }
+                return 0;
+            }
+            let before = X86.local().stats.snapshot();
+            t.check(mm.munmap(pages(0, 4)).is_ok(), format_args!("munmap fails"));
+            done.store(true, Ordering::Release);
+            X86.local().stats.snapshot().since(&before)[Counter::ShootdownTargets]
+        })?;
+        ktest_assert_eq!(targets.iter().sum::<u64>(), if t.cpus() > 1 { 1 } else { 0 });
+        for ((cpu, before), (_, after)) in before.iter().zip(&served()) {
+            let expected = u64::from(cpu.index() == 1);
+            ktest_assert!(after - before == expected, "cpu {} served {} flushes", cpu.0, after - before);
+        }
+    }
+
+    /// A CPU whose thread sleeps in an address space has left it: nobody interrupts the CPU, and when the thread goes on it
+    /// finds what was changed meanwhile.
+    fn a_sleeping_thread_keeps_no_cpu_in_its_address_space(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1))?;
+        let asleep = AtomicBool::new(true);
+        let key = (&raw const asleep).addr();
+        let crew = CpuSet(online().iter().take(2).fold(0, |set, cpu| set | CpuSet::only(cpu).0));
+        let outcomes = crew::run(crew, &|member| {
+            let _user = enter(&mm);
+            t.check(write(0, 1).is_ok(), format_args!("cpu {} cannot write", member.cpu.0));
+            member.meet();
+            if member.index == 1 {
+                block_while(key, &mut || asleep.load(Ordering::Acquire));
+                ktest_assert_eq!(read(0), Err(AccessFault::Fault));
+                return Ok(());
+            }
+            let outcome = unmap_alone(&mm, member.cpu);
+            asleep.store(false, Ordering::Release);
+            wake(key);
+            outcome
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
+        ktest_assert!(mm.tlb().cpus().is_empty());
+    }
+
+    /// The deaf waiter (R27): CPUs wait for the lock of a table while its holder flushes them. Each page of one table shows
+    /// the zero page on all CPUs and is replaced under the table's lock, by all CPUs at once.
+    fn a_waiter_for_a_page_table_lock_answers_flushes(t: &TestContext) {
+        const PAGES: u64 = 24;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, PAGES))?;
+        let before = statistics();
+        crew::run(online(), &|member| {
+            let _user = enter(&mm);
+            for number in 0..PAGES {
+                t.check(read(number) == Ok(0), format_args!("page {number} is not zero"));
+            }
+            member.meet_awake();
+            // Each CPU begins elsewhere, so that all of them replace pages, and wait for each other's lock.
+            for step in 0..PAGES {
+                let number = (step + member.index as u64 * PAGES / member.count as u64) % PAGES;
+                t.check(add(number, 1).is_ok(), format_args!("page {number} cannot be written"));
+            }
+        })?;
+        let counted = statistics().since(&before);
+        t.note(format_args!(
+            "{} flushes sent, {} waits for the table's lock",
+            counted[Counter::ShootdownsSent],
+            counted.locks(&[LockClass::Pte], LockCounter::Waited)
+        ));
+        let _user = enter(&mm);
+        for number in 0..PAGES {
+            ktest_assert_eq!(read(number)?, t.cpus() as u64);
+        }
+    }
+
+    /// CPUs that flush each other at the same moment, each under a lock of its own, all get through (R28).
+    fn cpus_that_flush_each_other_all_get_through(t: &TestContext) {
+        const PAGES: u64 = 12;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, TABLE * t.cpus() as u64))?;
+        let before = statistics();
+        crew::run(online(), &|member| {
+            let _user = enter(&mm);
+            let first = TABLE * member.index as u64;
+            for number in first..first + PAGES {
+                t.check(read(number) == Ok(0), format_args!("page {number} is not zero"));
+            }
+            member.meet_awake();
+            for number in first..first + PAGES {
+                t.check(add(number, 1) == Ok(0), format_args!("page {number} cannot be written"));
+            }
+        })?;
+        let counted = statistics().since(&before);
+        ktest_assert_eq!(counted[Counter::ZeroPageUpgrade], PAGES * t.cpus() as u64);
+        ktest_assert!(t.cpus() == 1 || counted[Counter::ShootdownsSent] > 0);
+    }
+}
+
+/// Flushes each CPU has served so far.
+fn served() -> alloc::vec::Vec<(CpuId, u64)> {
+    let served = |cpu| X86.cpus().of(cpu).stats.snapshot()[Counter::FlushesServed];
+    online().iter().map(|cpu| (cpu, served(cpu))).collect()
+}
+
+/// Unmaps a page once `cpu`, the running one, is alone in `mm`; nobody is interrupted then.
+fn unmap_alone(mm: &MmRef, cpu: CpuId) -> TestResult {
+    let give_up = time::now_nanos() + PATIENCE_NANOS;
+    while mm.tlb().cpus() != CpuSet::only(cpu) {
+        ktest_assert!(time::now_nanos() < give_up, "{:?} have the address space loaded", mm.tlb().cpus());
+        spin_loop();
+    }
+    let before = X86.local().stats.snapshot();
+    mm.munmap(pages(0, 1))?;
+    ktest_assert_eq!(X86.local().stats.snapshot().since(&before)[Counter::ShootdownTargets], 0);
+    Ok(())
+}
