@@ -43,7 +43,7 @@ impl CpuMask {
 
     /// Removes `cpu`.
     pub fn remove(&self, cpu: CpuId) {
-        // Release: the flush that lets the CPU leave is over before a flusher can see it gone.
+        // SeqCst, of which release is what counts: this CPU has loaded another table before a flusher can see it gone.
         self.0.fetch_and(!(1 << cpu.0), Ordering::SeqCst);
     }
 

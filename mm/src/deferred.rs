@@ -8,13 +8,13 @@ use crate::config::NR_CPUS;
 use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::pgtable::pagetable_dtor_free;
-use crate::sync::LockClass;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::rcu::{self, GracePeriod, Rcu};
 use crate::sync::spin::SpinLock;
+use crate::sync::{LockClass, OwnLine};
 use crate::vma::Removed;
 
-/// Tables a backlog may hold before the CPU that adds to it stops to wait itself.
+/// Tables, regions and nodes a backlog may hold before the CPU that adds to it waits itself.
 const BACKLOG: usize = 256;
 
 /// Number of backlogs. On a larger machine several CPUs share one: [`Memory`] is made on a kernel stack.
@@ -57,8 +57,12 @@ impl<M: Machine> Garbage<M> {
         Some(pfn)
     }
 
+    fn len(&self) -> usize {
+        self.count + self.removed.len()
+    }
+
     fn is_empty(&self) -> bool {
-        self.count == 0 && self.removed.is_empty()
+        self.len() == 0
     }
 
     fn append(&mut self, memory: &Memory<M>, other: &mut Self) {
@@ -105,8 +109,9 @@ impl<M: Machine> Backlog<M> {
 /// The backlogs of all CPUs. A CPU adds to one; anyone may drain all.
 pub(crate) struct Deferred<M: Machine> {
     backlogs: [SpinLock<Backlog<M>, M::Lock>; BACKLOGS],
-    /// Batches that are in no backlog any more and not free yet.
-    freeing: AtomicUsize,
+    /// Batches taken out of a backlog so far, and how many of them are free by now.
+    taken: OwnLine<AtomicU64>,
+    freed: OwnLine<AtomicU64>,
 }
 
 impl<M: Machine> Deferred<M> {
@@ -115,7 +120,8 @@ impl<M: Machine> Deferred<M> {
             backlogs: core::array::from_fn(|_| {
                 SpinLock::new(Backlog { grace_period: None, waiting: Garbage::new(), next: Garbage::new() })
             }),
-            freeing: AtomicUsize::new(0),
+            taken: OwnLine(AtomicU64::new(0)),
+            freed: OwnLine(AtomicU64::new(0)),
         }
     }
 }
@@ -129,7 +135,7 @@ impl<M: Machine> Memory<M> {
         let count = {
             let mut backlog = self.backlog();
             backlog.next.append(self, &mut garbage);
-            backlog.next.count + backlog.waiting.count
+            backlog.next.len() + backlog.waiting.len()
         };
         self.advance_deferred();
         if count > BACKLOG {
@@ -140,29 +146,31 @@ impl<M: Machine> Memory<M> {
     /// Frees what this CPU's backlog has had waiting long enough. For the idle loop and other quiet moments; not in a read section.
     /// Returns whether something still waits.
     pub fn advance_deferred(&self) -> bool {
-        let freeing = &self.deferred().freeing;
         let (mut ready, waits) = {
             let mut backlog = self.backlog();
             let ready = backlog.advance(self.rcu(), self.machine());
             if !ready.is_empty() {
                 // Relaxed: whoever finds the backlog without the batch took the lock later.
-                freeing.fetch_add(1, Ordering::Relaxed);
+                self.deferred().taken.0.fetch_add(1, Ordering::Relaxed);
             }
             (ready, backlog.grace_period.is_some())
         };
         if !ready.is_empty() {
             ready.free(self);
             // Release: pairs with the Acquire in `drain_deferred`.
-            freeing.fetch_sub(1, Ordering::Release);
+            self.deferred().freed.0.fetch_add(1, Ordering::Release);
         }
         waits
     }
 
     /// Waits for a grace period and frees everything that waits on any CPU; what another CPU is just freeing is free when
-    /// it returns, too. Not in a read section and under no lock.
+    /// it returns, too, or as much. Not in a read section and under no lock.
     pub fn drain_deferred(&self) {
+        let Deferred { backlogs, taken, freed } = self.deferred();
+        // Relaxed: whoever finds a backlog emptied by this took its lock later.
+        taken.0.fetch_add(1, Ordering::Relaxed);
         let mut all = Garbage::new();
-        for backlog in &self.deferred().backlogs {
+        for backlog in backlogs {
             let mut backlog = backlog.lock(self.machine(), LockClass::Other);
             backlog.grace_period = None;
             let Backlog { waiting, next, .. } = &mut *backlog;
@@ -173,9 +181,18 @@ impl<M: Machine> Memory<M> {
             rcu::synchronize(self.rcu(), self.machine());
             all.free(self);
         }
+        // Release: pairs with the Acquire below, on another CPU.
+        freed.0.fetch_add(1, Ordering::Release);
+        self.await_freed(taken.0.load(Ordering::Relaxed));
+    }
+
+    /// Waits until `batches` have been freed. Nobody waits here before it has freed its own, so the wait ends.
+    fn await_freed(&self, batches: u64) {
         let started = self.machine().now();
-        // Acquire: pairs with the Release in `advance_deferred`.
-        while self.deferred().freeing.load(Ordering::Acquire) != 0 {
+        // Acquire: pairs with the Release of whoever has freed a batch.
+        while self.deferred().freed.0.load(Ordering::Acquire) < batches {
+            // Whoever frees may wait for this CPU's quiescent state first.
+            rcu::quiescent(self.machine());
             self.machine().pause();
             if self.machine().now().saturating_sub(started) > FREE_LIMIT_NANOS {
                 self.machine().stuck("another CPU to free memory");

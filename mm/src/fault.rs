@@ -48,6 +48,8 @@ pub enum FaultError {
     Forbidden,
     /// The object has no such page.
     BeyondObject,
+    /// The tables on the way are corrupt.
+    BadTable,
     /// No memory, even after all reserves were drained and all waiting memory freed.
     OutOfMemory,
 }
@@ -71,6 +73,7 @@ impl From<TableError> for Setback {
         match error {
             TableError::OutOfTables => Self::OutOfFrames,
             TableError::Raced => Self::Raced,
+            TableError::Bad => Self::Final(FaultError::BadTable),
         }
     }
 }
@@ -100,7 +103,8 @@ const LOCKLESS_ATTEMPTS: u32 = 2;
 /// See [`FaultError`].
 pub fn handle_mm_fault<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<Resolution, FaultError> {
     let machine = mm.machine();
-    let stats = &machine.local().stats;
+    // Looked up each time: the CPU may be another after sleeping on `mmap_lock`.
+    let count = |counter| machine.local().stats.bump(counter);
     let mut reclaimed = false;
     let mut raced = 0;
     loop {
@@ -108,22 +112,22 @@ pub fn handle_mm_fault<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access
             attempt(mm, address, access)
         } else {
             // No region is replaced under this lock, so what is left to lose against is another fault's progress.
-            stats.bump(Counter::MmapLockFault);
+            count(Counter::MmapLockFault);
             let _read = mm.mmap_lock().read(machine);
             attempt(mm, address, access)
         };
         match attempt {
             Ok(resolution) => {
-                stats.bump(counter_of(resolution));
+                count(counter_of(resolution));
                 return Ok(resolution);
             }
             Err(Setback::Final(error)) => {
-                stats.bump(Counter::FailedFault);
+                count(Counter::FailedFault);
                 return Err(error);
             }
             Err(Setback::Raced) if raced < LOCKLESS_ATTEMPTS => raced += 1,
             Err(Setback::Raced) => {
-                stats.bump(counter_of(Resolution::Raced));
+                count(counter_of(Resolution::Raced));
                 return Ok(Resolution::Raced);
             }
             Err(Setback::OutOfFrames) if !reclaimed => {
@@ -131,7 +135,7 @@ pub fn handle_mm_fault<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access
                 reclaimed = true;
             }
             Err(Setback::OutOfFrames) => {
-                stats.bump(Counter::FailedFault);
+                count(Counter::FailedFault);
                 return Err(FaultError::OutOfMemory);
             }
         }

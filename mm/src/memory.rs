@@ -11,6 +11,7 @@ use crate::page::MemMap;
 pub use crate::slab::OutOfMemory;
 use crate::slab::{Slab, SlabKind};
 use crate::stats::{Counter, StatsSnapshot};
+use crate::sync::OwnLine;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::rcu::Rcu;
 use crate::vma::{Node, Vma};
@@ -24,7 +25,7 @@ pub struct Memory<M: Machine> {
     rcu: Rcu,
     deferred: Deferred<M>,
     zero_page: Pfn,
-    next_mm_id: AtomicU64,
+    next_mm_id: OwnLine<AtomicU64>,
 }
 
 impl<M: Machine> Memory<M> {
@@ -47,7 +48,7 @@ impl<M: Machine> Memory<M> {
             rcu: Rcu::new(),
             deferred: Deferred::new(),
             zero_page,
-            next_mm_id: AtomicU64::new(1),
+            next_mm_id: OwnLine(AtomicU64::new(1)),
         })
     }
 
@@ -108,7 +109,7 @@ impl<M: Machine> Memory<M> {
 
     pub(crate) fn next_mm_id(&self) -> u64 {
         // Relaxed: only uniqueness matters.
-        self.next_mm_id.fetch_add(1, Ordering::Relaxed)
+        self.next_mm_id.0.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Drops one reference to a page and frees its frame with the last.
@@ -128,6 +129,23 @@ impl<M: Machine> Memory<M> {
     /// failed. Not in a read section and under no lock.
     pub(crate) fn reclaim(&self) {
         self.drain_deferred();
+        self.slab.shrink(self.machine, &self.frames);
         self.frames.drain(self.machine);
+    }
+
+    /// Runs `operation`; if it ends with `out_of_memory`, frees what can be freed and runs it once more. Not in a read
+    /// section and under no lock.
+    pub(crate) fn with_reclaim<T, E: PartialEq>(
+        &self,
+        out_of_memory: E,
+        mut operation: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, E> {
+        operation().or_else(|error| {
+            if error != out_of_memory {
+                return Err(error);
+            }
+            self.reclaim();
+            operation()
+        })
     }
 }

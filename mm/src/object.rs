@@ -70,6 +70,10 @@ impl<M: Machine> Object<M> {
         if pages == 0 || pages > MAX_PAGES {
             return Err(ObjectError::BeyondEnd);
         }
+        memory.with_reclaim(ObjectError::OutOfMemory, || Self::try_create(memory, pages))
+    }
+
+    fn try_create(memory: &'static Memory<M>, pages: u64) -> Result<ObjectRef<M>, ObjectError> {
         let mut height = 0;
         while pages > 1 << (NODE_SHIFT * (height + 1)) {
             height += 1;

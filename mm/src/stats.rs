@@ -49,9 +49,9 @@ indices! {
         ZeroPageUpgrade = "zero_page_upgrade",
         /// Fault that mapped a page of a memory object.
         ObjectFault = "object_fault",
-        /// Fault that found the entry already as it should be.
+        /// Fault whose page was there already: nothing to do, or a right to add.
         SpuriousFault = "spurious_fault",
-        /// Fault that lost a race and was tried again.
+        /// Fault that another CPU was faster with: the access is repeated and finds its work.
         RacedFault = "raced_fault",
         /// Fault that had to take `mmap_lock`.
         MmapLockFault = "mmap_lock_fault",
@@ -61,20 +61,14 @@ indices! {
         ShootdownsSent = "shootdowns_sent",
         /// CPUs interrupted by them.
         ShootdownTargets = "shootdown_targets",
-        /// Flush requests of other CPUs carried out.
+        /// Flush requests of other CPUs answered, those included that had nothing to flush here.
         FlushesServed = "flushes_served",
         /// Page tables allocated.
         TablesAllocated = "tables_allocated",
         /// Page tables freed.
         TablesFreed = "tables_freed",
-        /// Frames taken from the allocator.
-        FramesAllocated = "frames_allocated",
-        /// Frames given back.
-        FramesFreed = "frames_freed",
         /// Grace periods waited for.
         GracePeriods = "grace_periods",
-        /// Writes to a cache line of the address space or of a VMA in the fault path.
-        SharedLineWrites = "shared_line_writes",
     }
 }
 
@@ -257,14 +251,14 @@ mod tests {
     #[test]
     fn a_difference_holds_only_what_was_counted_in_between() {
         let stats = CpuStats::new();
-        stats.add(Counter::FramesFreed, 5);
+        stats.add(Counter::TablesFreed, 5);
         stats.add_lock(Pte, LockCounter::Halts, 2);
         let before = stats.snapshot();
-        stats.bump(Counter::FramesFreed);
+        stats.bump(Counter::TablesFreed);
         stats.add_lock(Pte, LockCounter::Halts, 3);
         let between = stats.snapshot().since(&before);
-        assert_eq!(between[Counter::FramesFreed], 1);
-        assert_eq!(between[Counter::FramesAllocated], 0);
+        assert_eq!(between[Counter::TablesFreed], 1);
+        assert_eq!(between[Counter::TablesAllocated], 0);
         assert_eq!(between.locks(&[Pte], LockCounter::Halts), 3);
     }
 

@@ -43,7 +43,8 @@ impl MmTlb {
     }
 }
 
-/// A CPU's side.
+/// A CPU's side; on lines of its own, because other CPUs write `pending` and `unanswered`.
+#[repr(align(64))]
 pub struct TlbCpu {
     /// Identity of the address space this CPU has loaded, 0 for the kernel's own. Only this CPU uses it.
     loaded: AtomicU64,
@@ -144,17 +145,21 @@ fn post<M: Machine>(machine: M, id: u64, range: VirtRange, targets: CpuSet) {
 /// Waits until every target has answered, serving other CPUs' requests meanwhile (R28).
 fn await_answers<M: Machine>(machine: M) {
     let local = machine.local();
-    let mut started = None;
+    let per_pause = machine.waiting_rule().polls_per_pause.max(1);
+    let started = machine.now();
+    let mut polls: u32 = 0;
     // Acquire: pairs with the answer in `service`; the targets' flushes are over when the caller goes on.
     while local.tlb.unanswered.load(Ordering::Acquire) != 0 {
         // With interrupts off, so that this and the flush interrupt do not count over each other.
         let irqs = machine.irq_save();
         service(machine);
         machine.irq_restore(irqs);
-        machine.pause();
-        let now = machine.now();
-        if now - *started.get_or_insert(now) > ANSWER_LIMIT_NANOS {
-            machine.stuck("TLB shootdown: a CPU does not answer");
+        polls = polls.wrapping_add(1);
+        if polls.is_multiple_of(per_pause) {
+            machine.pause();
+            if machine.now().saturating_sub(started) > ANSWER_LIMIT_NANOS {
+                machine.stuck("TLB shootdown: a CPU does not answer");
+            }
         }
     }
 }

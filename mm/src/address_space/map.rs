@@ -50,6 +50,7 @@ impl From<OutOfMemory> for MapError {
 }
 
 /// What to map.
+#[derive(Clone)]
 pub enum Mapping<M: Machine> {
     /// Private memory that reads as zero until written.
     Anonymous,
@@ -69,8 +70,10 @@ impl<M: Machine> Mm<M> {
     ///
     /// See [`MapError`].
     pub fn mmap(&self, range: VirtRange, protection: Protection, mapping: Mapping<M>) -> Result<(), MapError> {
-        let write = self.mmap_lock().write(self.machine());
-        self.insert(&write, range, protection, mapping)
+        self.change(|| {
+            let write = self.mmap_lock().write(self.machine());
+            self.insert(&write, range, protection, mapping.clone())
+        })
     }
 
     /// Maps `mapping` in the lowest free range of `length` bytes at or above `from`, and says where. Takes `mmap_lock`.
@@ -85,21 +88,38 @@ impl<M: Machine> Mm<M> {
         protection: Protection,
         mapping: Mapping<M>,
     ) -> Result<VirtRange, MapError> {
-        let write = self.mmap_lock().write(self.machine());
+        let mut found = None;
+        self.change(|| {
+            let write = self.mmap_lock().write(self.machine());
+            let range = self.find_free(&write, from, length)?;
+            found = Some(range);
+            self.insert(&write, range, protection, mapping.clone())
+        })?;
+        found.ok_or(MapError::NoSpace)
+    }
+
+    /// The lowest free range of `length` bytes at or above `from`.
+    fn find_free(&self, write: &MmapWrite<'_, M>, from: VirtAddr, length: u64) -> Result<VirtRange, MapError> {
         let mut start = from.0;
-        let range = loop {
+        loop {
             let end = start.checked_add(length).ok_or(MapError::NoSpace)?;
             let range = VirtRange::new(start, end).ok_or(MapError::BadRange)?;
             if range.end > M::Mode::USER_END {
                 return Err(MapError::NoSpace);
             }
-            match self.vmas().overlapping(&write, range).last() {
+            match self.vmas().overlapping(write, range).last() {
                 Some(taken) => start = taken.range().end.0,
-                None => break range,
+                None => return Ok(range),
             }
-        };
-        self.insert(&write, range, protection, mapping)?;
-        Ok(range)
+        }
+    }
+
+    /// Runs one change of the regions, again after a reclaim if there was no memory for its books, and lets what it
+    /// replaced wait for its readers. `change` takes and drops `mmap_lock`: grace periods are waited for without it.
+    fn change(&self, change: impl FnMut() -> Result<Garbage<M>, MapError>) -> Result<(), MapError> {
+        let garbage = self.memory().with_reclaim(MapError::OutOfMemory, change)?;
+        self.memory().defer(garbage);
+        Ok(())
     }
 
     fn insert(
@@ -108,7 +128,7 @@ impl<M: Machine> Mm<M> {
         range: VirtRange,
         protection: Protection,
         mapping: Mapping<M>,
-    ) -> Result<(), MapError> {
+    ) -> Result<Garbage<M>, MapError> {
         self.check_range(range)?;
         let backing = match mapping {
             Mapping::Anonymous => Backing::Anonymous,
@@ -126,8 +146,7 @@ impl<M: Machine> Mm<M> {
         let mut new = VmaChain::new();
         new.push(self.memory(), Vma::new(range, protection, backing))?;
         self.splice(write, range, new, &mut garbage.removed)?;
-        self.memory().defer(garbage);
-        Ok(())
+        Ok(garbage)
     }
 
     /// Unmaps `range`: every region in it goes, or the part of it that lies inside. When it returns, no CPU translates an
@@ -135,9 +154,13 @@ impl<M: Machine> Mm<M> {
     ///
     /// # Errors
     ///
-    /// See [`MapError`]; only cutting a region needs memory.
+    /// See [`MapError`]. Unless nothing stays mapped, the books of what stays need memory.
     pub fn munmap(&self, range: VirtRange) -> Result<(), MapError> {
         self.check_range(range)?;
+        self.change(|| self.remove(range))
+    }
+
+    fn remove(&self, range: VirtRange) -> Result<Garbage<M>, MapError> {
         let write = self.mmap_lock().write(self.machine());
         let mut remnants = VmaChain::new();
         for vma in self.vmas().overlapping(&write, range) {
@@ -146,7 +169,7 @@ impl<M: Machine> Mm<M> {
             }
         }
         if self.vmas().overlapping(&write, range).next().is_none() {
-            return Ok(());
+            return Ok(Garbage::new());
         }
         let mut removed = Removed::new();
         self.splice(&write, range, remnants, &mut removed)?;
@@ -157,9 +180,7 @@ impl<M: Machine> Mm<M> {
         free_pgtables(self, &write, range, bounds, &mut gather);
         let mut garbage = gather.finish();
         garbage.removed = removed;
-        drop(write);
-        self.memory().defer(garbage);
-        Ok(())
+        Ok(garbage)
     }
 
     /// Changes what may be done to `range`, all of which must be mapped. When it returns, no CPU can use a right that was
@@ -170,6 +191,10 @@ impl<M: Machine> Mm<M> {
     /// See [`MapError`].
     pub fn mprotect(&self, range: VirtRange, protection: Protection) -> Result<(), MapError> {
         self.check_range(range)?;
+        self.change(|| self.protect(range, protection))
+    }
+
+    fn protect(&self, range: VirtRange, protection: Protection) -> Result<Garbage<M>, MapError> {
         let write = self.mmap_lock().write(self.machine());
         let mut new = VmaChain::new();
         let mut reached = range.start;
@@ -209,9 +234,7 @@ impl<M: Machine> Mm<M> {
         });
         let mut garbage = gather.finish();
         garbage.removed = removed;
-        drop(write);
-        self.memory().defer(garbage);
-        Ok(())
+        Ok(garbage)
     }
 
     fn check_range(&self, range: VirtRange) -> Result<(), MapError> {

@@ -13,6 +13,7 @@ use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
 use crate::pgtable::{PageTableLock, PagingMode, pgd_alloc, pgd_free};
 use crate::slab::SlabKind;
+use crate::sync::OwnLine;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::rwlock::{MmapLock, MmapWriteGuard};
 use crate::tlb::{self, MmTlb};
@@ -21,10 +22,6 @@ use core::ptr::NonNull;
 
 /// Proof that `mmap_lock` of some address space is held for writing.
 pub type MmapWrite<'m, M> = MmapWriteGuard<'m, M>;
-
-/// Keeps its contents on cache lines of their own.
-#[repr(align(64))]
-struct OwnLine<T>(T);
 
 /// An address space. Reached through [`MmRef`].
 pub struct Mm<M: Machine> {
@@ -50,6 +47,10 @@ impl<M: Machine> Mm<M> {
     ///
     /// [`OutOfMemory`]; whatever had been taken is given back.
     pub fn create(memory: &'static Memory<M>) -> Result<MmRef<M>, OutOfMemory> {
+        memory.with_reclaim(OutOfMemory, || Self::try_create(memory))
+    }
+
+    fn try_create(memory: &'static Memory<M>) -> Result<MmRef<M>, OutOfMemory> {
         let pgd = pgd_alloc(memory).map_err(|_| OutOfMemory)?;
         let mm = Self {
             memory,

@@ -102,7 +102,15 @@ mod one_cpu {
         });
     }
 
-    /// The design's sentence: one lock of any kind, and it is the PTE table's.
+    /// The contents of every frame that holds address spaces, regions, tree nodes and objects.
+    fn books_of_mm(world: &World<FourLevel>) -> Vec<Vec<u64>> {
+        let memmap = world.memory.memmap();
+        let frames = (memmap.first().0..memmap.end().0).map(crate::address::Pfn);
+        let slab = frames.filter(|pfn| memmap.page(*pfn).page_type() == crate::page::PageType::Slab);
+        slab.map(|pfn| world.machine.frame_words(pfn)).collect()
+    }
+
+    /// The design's sentence: one lock of any kind, the PTE table's, and no store to a line of the address space or region.
     #[test]
     fn a_fault_on_a_present_table_takes_one_lock_of_any_kind() {
         let world = calm();
@@ -125,7 +133,9 @@ mod one_cpu {
                 let frame = world.memory.frames().alloc(world.machine.handle()).unwrap();
                 world.memory.frames().free(world.machine.handle(), frame);
                 let before = StatsSnapshot::sum(world.machine.handle().cpus());
+                let books = books_of_mm(&world);
                 handle_mm_fault(&mm, address, access).unwrap();
+                assert!(books.len() >= 4 && books == books_of_mm(&world), "{what}: a store to shared books");
                 let taken = StatsSnapshot::sum(world.machine.handle().cpus()).since(&before);
                 assert_eq!(taken.locks(LockClass::ALL, LockCounter::Acquired), 1, "{what}: locks of any kind");
                 assert_eq!(taken.locks(&[LockClass::Pte], LockCounter::Acquired), 1, "{what}: the PTE lock");

@@ -16,8 +16,8 @@ pub use percpu::CpuFrames;
 use crate::address::Pfn;
 use crate::machine::{FrameUse, Machine};
 use crate::page::{MemMap, PageType};
-use crate::sync::LockClass;
 use crate::sync::spin::{SpinGuard, SpinLock};
+use crate::sync::{LockClass, OwnLine};
 use buddy::Buddy;
 
 /// No frame, or no block of the wanted order, is free.
@@ -36,7 +36,8 @@ pub enum RangeError {
 /// All frames of one machine that `mm` may give out.
 pub struct FrameAllocator<M: Machine> {
     memmap: MemMap<M::Lock>,
-    zone: SpinLock<Zone<M>, M::Lock>,
+    /// Apart from `memmap`, which every fault reads.
+    zone: OwnLine<SpinLock<Zone<M>, M::Lock>>,
 }
 
 struct Zone<M: Machine> {
@@ -47,7 +48,7 @@ struct Zone<M: Machine> {
 impl<M: Machine> FrameAllocator<M> {
     /// Owns no frame yet.
     pub fn new(memmap: MemMap<M::Lock>) -> Self {
-        Self { memmap, zone: SpinLock::new(Zone { buddy: Buddy::new(memmap), total: 0 }) }
+        Self { memmap, zone: OwnLine(SpinLock::new(Zone { buddy: Buddy::new(memmap), total: 0 })) }
     }
 
     /// Takes over the frames from `start` up to `end`, as the boot memory map has them. Takes the zone lock.
@@ -155,12 +156,7 @@ impl<M: Machine> FrameAllocator<M> {
 
     /// Moves all frames of all CPUs' reserves to the buddy lists. Takes the zone lock.
     pub fn drain(&self, machine: M) {
-        let mut zone = self.lock(machine);
-        for (_, local) in machine.cpus().iter() {
-            while let Some(pfn) = local.frames.take() {
-                zone.buddy.put(pfn, 0);
-            }
-        }
+        drain_into(&mut self.lock(machine).buddy, machine);
     }
 
     /// Frames nobody owns, those in reserves included. Exact while nobody allocates or frees. Takes the zone lock.
@@ -180,7 +176,7 @@ impl<M: Machine> FrameAllocator<M> {
     }
 
     fn lock(&self, machine: M) -> SpinGuard<'_, Zone<M>, M::Lock, M> {
-        self.zone.lock(machine, LockClass::Zone)
+        self.zone.0.lock(machine, LockClass::Zone)
     }
 
     /// Fills the reserve from the buddy lists and takes one frame for the caller.
@@ -200,8 +196,10 @@ impl<M: Machine> FrameAllocator<M> {
     /// The last resort: what other CPUs keep in reserve.
     #[cold]
     fn take_drained(&self, machine: M, order: u32) -> Option<Pfn> {
-        self.drain(machine);
-        self.lock(machine).buddy.take(order, PageType::Data)
+        // Under one lock, so that no other CPU's refill takes away what was drained for this one.
+        let mut zone = self.lock(machine);
+        drain_into(&mut zone.buddy, machine);
+        zone.buddy.take(order, PageType::Data)
     }
 
     fn hand_out(&self, machine: M, pfn: Pfn, order: u32) {
@@ -231,6 +229,15 @@ impl<M: Machine> FrameAllocator<M> {
 #[cold]
 fn bad_free(pfn: Pfn, page_type: PageType, order: u32, freed_as: u32) -> ! {
     panic!("{pfn:?} freed as an allocated block of order {freed_as}, but it is {page_type:?} of order {order}");
+}
+
+/// Empties all CPUs' reserves. From each no more is taken than it has room for: its CPU may be filling it at the same time.
+fn drain_into<M: Machine>(buddy: &mut Buddy<M::Lock>, machine: M) {
+    for (_, local) in machine.cpus().iter() {
+        for pfn in core::iter::from_fn(|| local.frames.take()).take(percpu::CAPACITY) {
+            buddy.put(pfn, 0);
+        }
+    }
 }
 
 #[cfg(all(test, not(loom)))]

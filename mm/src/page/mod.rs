@@ -1,7 +1,7 @@
 //! `struct Page`: the descriptor of one frame, and the array of all of them.
 //!
 //! Rule: a field belongs to whoever owns the frame in its present type; only `refcount` may be touched by anyone who
-//! holds a reference. The size is the same with split page-table locks on and off (checked below).
+//! holds a reference.
 
 mod list;
 mod memmap;
@@ -34,7 +34,7 @@ pub enum PageType {
 }
 
 /// The descriptor of one frame; `L` is the machine's page-table lock, which lives right here.
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Page<L: RawLock> {
     /// Type in bits 0–7, order in 8–15, slab cache number in 16–23, "detached table" in bit 31.
     /// Written by the frame's owner; read by others only through a lock or grace period that orders it.
@@ -51,15 +51,16 @@ pub struct Page<L: RawLock> {
     next: AtomicU64,
     /// As `next`.
     prev: AtomicU64,
-    /// Link and due grace period of a table that waits for its readers.
+    /// Next table of a list of tables that wait for their readers.
     pub(crate) rcu_next: AtomicU64,
     /// First free object of a slab frame.
     pub(crate) freelist: AtomicU64,
 }
 
-/// At most a cache line, 1.6 % of memory, whichever way page-table locks are split (design decision 1).
+/// One cache line, 1.6 % of memory, in every build: the lock lives in the descriptor whether it is used or not (design
+/// decision 1). No descriptor shares its line, and so its lock, with another.
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Page<crate::sync::ticket::TicketLock>>() <= 64);
+const _: () = assert!(size_of::<Page<crate::sync::ticket::TicketLock>>() == 64);
 
 const DETACHED: u32 = 1 << 31;
 

@@ -21,7 +21,7 @@ pub struct PtlockAllocError;
 /// # Errors
 ///
 /// [`PtlockAllocError`], with nothing changed.
-pub fn pagetable_pte_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
+pub(crate) fn pagetable_pte_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
     construct(memory, pfn, USE_SPLIT_PTE_PTLOCKS)
 }
 
@@ -30,17 +30,17 @@ pub fn pagetable_pte_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<()
 /// # Errors
 ///
 /// [`PtlockAllocError`], with nothing changed.
-pub fn pagetable_pmd_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
+pub(crate) fn pagetable_pmd_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
     construct(memory, pfn, USE_SPLIT_PMD_PTLOCKS)
 }
 
 /// Constructs a table above the PMD level, which has no lock of its own and so cannot fail.
-pub fn pagetable_upper_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+pub(crate) fn pagetable_upper_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     account(memory, pfn);
 }
 
 /// Destroys the table in `pfn`, of whatever level: unlinked, flushed, and past its grace period, or never published.
-pub fn pagetable_dtor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+pub(crate) fn pagetable_dtor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     let page = memory.memmap().page(pfn);
     assert_eq!(page.page_type(), PageType::Table, "destructor of {pfn:?}, which is no table (I4)");
     if page.ptl.is_live() {
@@ -120,11 +120,6 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
             return Err(error.into());
         }
         Ok(Self { memory, pfn, level })
-    }
-
-    /// The level it was constructed for.
-    pub(super) fn level(&self) -> Level {
-        self.level
     }
 
     /// The frame of the table.

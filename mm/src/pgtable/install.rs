@@ -20,8 +20,10 @@ use crate::vma::Vma;
 pub enum TableError {
     /// No frame or lock for it.
     OutOfTables,
-    /// The region went away meanwhile, or the slot holds something that is not a table: look the region up again.
+    /// The region went away meanwhile: look it up again.
     Raced,
+    /// An entry on the way is neither none nor a table pointer: the tables are corrupt.
+    Bad,
 }
 
 impl From<OutOfTables> for TableError {
@@ -49,7 +51,7 @@ pub fn pmd_alloc<'r, M: Machine>(
             entry = install(mm, slot, below, vma)?;
         }
         if !entry.is_table() {
-            return Err(TableError::Raced);
+            return Err(TableError::Bad);
         }
         table = Table::map(mm.memory(), rcu, entry.pfn(), below);
     }
@@ -62,10 +64,11 @@ pub fn pmd_alloc<'r, M: Machine>(
 ///
 /// See [`TableError`].
 pub fn pte_alloc<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, vma: &Vma<M>) -> Result<(), TableError> {
-    if pmd.load().is_none() {
-        install(mm, pmd, Level::Pte, vma)?;
+    let mut entry = pmd.load();
+    if entry.is_none() {
+        entry = install(mm, pmd, Level::Pte, vma)?;
     }
-    Ok(())
+    if entry.is_table() { Ok(()) } else { Err(TableError::Bad) }
 }
 
 /// [`pte_alloc`], then `pte_offset_map_lock`.
@@ -87,7 +90,6 @@ pub fn pte_alloc_map_lock<'m, M: Machine>(
 /// that is there then.
 fn install<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>) -> Result<Entry, TableError> {
     let spare = UnpublishedTable::allocate(mm.memory(), level)?;
-    debug_assert_eq!(spare.level(), level);
     // Dropped before `spare`, which a lost race destroys outside the lock.
     let _guard = lock_table_of(mm, slot);
     if vma.is_detached() {

@@ -10,9 +10,6 @@ mod ptlock;
 mod remove;
 mod table;
 
-pub use alloc::{
-    OutOfTables, PtlockAllocError, pagetable_dtor, pagetable_pmd_ctor, pagetable_pte_ctor, pagetable_upper_ctor,
-};
 pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
 pub use entry::{Entry, EntrySlot, Protection, Slot64};
 pub use install::{TableError, pmd_alloc, pte_alloc, pte_alloc_map_lock};

@@ -63,19 +63,19 @@ impl<M: Machine> PteLocked<'_, M> {
     }
 
     /// Fills a none entry.
-    pub fn set(&self, entry: Entry) {
+    pub(crate) fn set(&self, entry: Entry) {
         debug_assert!(self.load().is_none(), "a present entry is replaced by exchange (I35)");
         self.map.slot().cell().store(entry);
     }
 
     /// Takes the entry out, with the A and D bits a walker has set until now (I35).
-    pub fn clear(&self) -> Entry {
+    pub(crate) fn clear(&self) -> Entry {
         self.map.slot().cell().swap(Entry::NONE)
     }
 
     /// Changes a present entry to another for the same page, and returns the old and the new one. Walkers may set A and D
     /// meanwhile, so it is retried until nothing came between.
-    pub fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
+    pub(crate) fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
         let mut old = self.load();
         loop {
             let new = change(old);

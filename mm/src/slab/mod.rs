@@ -12,10 +12,10 @@ use crate::address::Pfn;
 use crate::config::PAGE_SIZE;
 use crate::frame::{FrameAllocator, OutOfFrames, Site};
 use crate::machine::Machine;
-use crate::page::{PageList, PageType};
-use crate::sync::LockClass;
+use crate::page::{MemMap, PageList, PageType};
 use crate::sync::atomic::Ordering;
 use crate::sync::spin::SpinLock;
+use crate::sync::{LockClass, RawLock};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use objects::{Geometry, Objects};
@@ -71,6 +71,16 @@ struct Lists {
     in_use: u64,
 }
 
+impl Lists {
+    /// A frame with a free object, on the partial list.
+    fn with_room<L: RawLock>(&mut self, memmap: &MemMap<L>) -> Option<Pfn> {
+        if let Some(spare) = self.partial.first().is_none().then(|| self.spare.take()).flatten() {
+            self.partial.push(memmap, spare);
+        }
+        self.partial.first()
+    }
+}
+
 impl<M: Machine> Slab<M> {
     /// Caches no type is registered for yet.
     pub fn new() -> Self {
@@ -106,20 +116,20 @@ impl<M: Machine> Slab<M> {
         let memmap = frames.memmap();
         let (cache, geometry) = self.cache(kind);
         let mut lists = cache.lists.lock(machine, LockClass::Slab);
-        let pfn = match lists.partial.first() {
+        let pfn = match lists.with_room(&memmap) {
             Some(pfn) => pfn,
             None => {
-                let pfn = match lists.spare.take() {
-                    Some(pfn) => pfn,
-                    None => {
-                        drop(lists);
-                        let pfn = new_frame(machine, frames, kind, geometry)?;
-                        lists = cache.lists.lock(machine, LockClass::Slab);
+                drop(lists);
+                let fresh = new_frame(machine, frames, kind, geometry);
+                lists = cache.lists.lock(machine, LockClass::Slab);
+                match fresh {
+                    Ok(pfn) => {
+                        lists.partial.push(&memmap, pfn);
                         pfn
                     }
-                };
-                lists.partial.push(&memmap, pfn);
-                pfn
+                    // Meanwhile another CPU may have freed an object.
+                    Err(error) => lists.with_room(&memmap).ok_or(error)?,
+                }
             }
         };
         lists.in_use += 1;

@@ -9,7 +9,8 @@ use super::atomic::plain::{AtomicU8, AtomicUsize};
 /// Locks whose address is kept. The deepest nesting of the lock order (spec 2.2) is far below.
 const RECORDED: usize = 16;
 
-/// The locks one CPU holds, in the order it took them.
+/// The locks one CPU holds, in the order it took them; on lines no other CPU writes.
+#[repr(align(64))]
 pub struct HeldLocks {
     count: AtomicUsize,
     entries: [Held; RECORDED],

@@ -17,6 +17,10 @@ mod testing;
 
 use crate::machine::Machine;
 
+/// Keeps its contents on cache lines of their own.
+#[repr(align(64))]
+pub(crate) struct OwnLine<T>(pub(crate) T);
+
 /// What a lock protects; counted and reported by class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]

@@ -131,7 +131,7 @@ impl<'m, M: Machine> Wait<'m, M> {
     /// Polls for one round until `done` says so; whether it did.
     pub(super) fn poll(&self, mut done: impl FnMut() -> bool) -> bool {
         let per_pause = self.rule.polls_per_pause.max(1);
-        for poll in 1..=self.rule.polls {
+        for poll in 1..=self.rule.polls.max(1) {
             if done() {
                 return true;
             }

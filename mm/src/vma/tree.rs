@@ -45,14 +45,17 @@ impl Node {
 }
 
 /// Nodes linked through themselves, owned by the list.
-pub(crate) struct NodeList(*mut Node);
+pub(crate) struct NodeList {
+    head: *mut Node,
+    len: usize,
+}
 
 // SAFETY: the list owns its nodes, which nobody changes.
 unsafe impl Send for NodeList {}
 
 impl NodeList {
     pub(crate) const fn new() -> Self {
-        Self(ptr::null_mut())
+        Self { head: ptr::null_mut(), len: 0 }
     }
 
     /// `count` empty nodes.
@@ -72,14 +75,16 @@ impl NodeList {
 
     fn push(&mut self, node: NonNull<Node>) {
         // SAFETY: the node is the caller's, or is out of the tree and not freed yet.
-        unsafe { node.as_ref() }.link.store(self.0, Ordering::Relaxed);
-        self.0 = node.as_ptr();
+        unsafe { node.as_ref() }.link.store(self.head, Ordering::Relaxed);
+        self.head = node.as_ptr();
+        self.len += 1;
     }
 
     fn pop(&mut self) -> Option<NonNull<Node>> {
-        let node = NonNull::new(self.0)?;
+        let node = NonNull::new(self.head)?;
         // SAFETY: the head is a node of this list.
-        self.0 = unsafe { node.as_ref() }.link.load(Ordering::Relaxed);
+        self.head = unsafe { node.as_ref() }.link.load(Ordering::Relaxed);
+        self.len -= 1;
         Some(node)
     }
 
@@ -101,7 +106,7 @@ impl NodeList {
 
 impl Drop for NodeList {
     fn drop(&mut self) {
-        debug_assert!(self.0.is_null() || crate::is_unwinding(), "tree nodes leaked");
+        debug_assert!(self.head.is_null() || crate::is_unwinding(), "tree nodes leaked");
     }
 }
 
@@ -254,8 +259,8 @@ impl<M: Machine> Removed<M> {
         Self { vmas: VmaChain::new(), nodes: NodeList::new() }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.vmas.len() == 0 && self.nodes.0.is_null()
+    pub(crate) fn len(&self) -> usize {
+        self.vmas.len() + self.nodes.len
     }
 }
 

@@ -9,6 +9,7 @@ use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::object::Object;
 use crate::pgtable::{FourLevel, PagingMode, Protection};
+use crate::slab::SlabKind;
 use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use std::collections::BTreeMap;
@@ -209,6 +210,58 @@ fn an_operation_without_memory_changes_nothing() {
             }
         }
     });
+}
+
+/// What waits for its readers is not lost memory: an operation that finds none waits for it, and goes on.
+#[test]
+fn operations_take_back_what_waits_for_its_readers() {
+    let world: World<FourLevel> = World::new(SimConfig::calm(96, 1, 1));
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0, 0x200 * 20));
+        let process = Process::enter(&world, &mm);
+        (0..20).for_each(|table| process.write(page(0x200 * table), 1).unwrap());
+        let hoard = |_| world.memory.frames().alloc(world.machine.handle()).ok();
+        for operation in 0..2 {
+            mm.munmap(pages(0x200 * 10 * operation, 0x200 * 10 * (operation + 1))).unwrap();
+            let hoarded: Vec<_> = (0..).map_while(hoard).collect();
+            match operation {
+                0 => drop(world.mm()),
+                _ => map_anonymous(&mm, pages(0x8000, 0x8001)),
+            }
+            hoarded.into_iter().for_each(|pfn| world.memory.frames().free(world.machine.handle(), pfn));
+        }
+    });
+}
+
+/// The backlog is bounded in regions and tree nodes too, not in tables alone.
+#[test]
+fn a_thousand_changes_leave_no_thousand_nodes_waiting() {
+    let world: World<FourLevel> = World::new(SimConfig::calm(2048, 2, 1));
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(16, 24));
+        mm
+    });
+    let done = std::sync::atomic::AtomicBool::new(false);
+    world.machine.run_all(|cpu| {
+        if cpu.0 == 1 {
+            // A reader that is never out of a section for long, so that no grace period passes by itself.
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let _section = crate::sync::rcu::read_lock(world.machine.handle());
+                (0..50).for_each(|_| world.machine.handle().pause());
+            }
+            return;
+        }
+        for round in 0..1000 {
+            let rights = if round % 2 == 0 { Protection::READ } else { Protection::READ_WRITE };
+            mm.mprotect(pages(18, 20), rights).unwrap();
+            let waiting = world.memory.slab().objects(world.machine.handle(), SlabKind::VmaNode);
+            assert!(waiting < 600, "{waiting} nodes in use after {round} changes");
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    world.alone(|| drop(mm));
 }
 
 /// An operation of the property below, in pages.
