@@ -287,7 +287,7 @@ fn a_reader_without_a_section_is_found() {
 }
 
 #[test]
-#[should_panic(expected = "Causality violation")]
+#[should_panic(expected = "not left idle")]
 fn a_reader_that_calls_itself_idle_is_found() {
     unhook_wait_free(poll_once, |hooked, cpu| {
         rcu::enter_idle(cpu);
