@@ -149,7 +149,9 @@ impl<'a> HostTests<'a> {
         tests.flatten().find(|entry| is_model(entry.file_name().as_ref()))?;
         let mut command = self.cargo();
         command.args(["test", "--no-run", "--message-format=json-render-diagnostics", "--release"]);
-        command.args(["--package", "mm", "--lib", "--test", "loom_*", "--target-dir"]).arg(self.workspace.target("loom"));
+        command
+            .args(["--package", "mm", "--lib", "--test", "loom_*", "--target-dir"])
+            .arg(self.workspace.target("loom"));
         // The models lean on `mm`'s own checks, which a release build leaves out.
         command.env("RUSTFLAGS", "--cfg loom -Cdebug-assertions");
         Some(command)
