@@ -1,5 +1,7 @@
 //! First faults on the same page of a table that is there: one frame is installed, the losers free theirs (R2, R18).
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use mm::stats::Counter;
 
 use crate::harness::{TestContext, ktest, ktest_assert_eq};
@@ -81,5 +83,37 @@ ktest! {
             ktest_assert_eq!(read(number)?, t.cpus() as u64);
         }
         ktest_assert_eq!(statistics().since(&before)[Counter::ZeroPageUpgrade], PAGES);
+    }
+
+    /// CPUs that have cached the zero page at an address see what another CPU writes there as soon as its write is over.
+    fn nobody_reads_the_zero_page_once_it_is_replaced(t: &TestContext) {
+        const PAGES: u64 = 24;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, PAGES))?;
+        let written = AtomicU64::new(0);
+        crew::run(online(), &|member| {
+            let _user = enter(&mm);
+            for number in 0..PAGES {
+                t.check(read(number) == Ok(0), format_args!("page {number} is not zero"));
+            }
+            // Awake: a CPU that sleeps forgets what it has cached.
+            member.meet_awake();
+            if member.index == 0 {
+                for number in 0..PAGES {
+                    t.check(write(number, 1).is_ok(), format_args!("page {number} cannot be written"));
+                    // Release: whoever sees the number comes after the write.
+                    written.store(number + 1, Ordering::Release);
+                }
+                return;
+            }
+            let mut seen = 0;
+            while seen < PAGES {
+                let over = written.load(Ordering::Acquire);
+                for number in seen..over {
+                    t.check(read(number) == Ok(1), format_args!("page {number} shows the zero page after it was written"));
+                }
+                seen = over;
+            }
+        })?;
     }
 }

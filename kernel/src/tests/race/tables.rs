@@ -1,12 +1,12 @@
 //! First faults that all need the same missing table: one is linked, the losers free theirs at once (R1, I15).
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::address::VirtRange;
 use mm::config::PAGE_SIZE;
 use mm::stats::{Counter, StatsSnapshot};
 
-use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::tests::support::{PMD_TABLE, TABLE, add, map_anonymous, pages, read, write};
@@ -44,6 +44,10 @@ struct Contest<'a> {
     missing: u64,
     /// A page of everyone; those below belong to one CPU each.
     everyones: u64,
+    /// Tables that lost a race.
+    spares: AtomicU64,
+    /// A round has failed, and there will be no more. Set and looked at between two meetings.
+    lost: AtomicBool,
 }
 
 /// Lets all CPUs take the first fault of a table at once, time and again. Page `kept` keeps the tables alive that are not
@@ -55,34 +59,54 @@ fn first_faults(t: &TestContext, kept: u64, missing: u64) -> TestResult {
         let _user = enter(&mm);
         write(kept, 1)?;
     }
-    let contest = Contest { t, mm: &mm, missing, everyones: t.cpus() as u64 };
-    let spares = AtomicU64::new(0);
+    let contest = Contest {
+        t,
+        mm: &mm,
+        missing,
+        everyones: t.cpus() as u64,
+        spares: AtomicU64::new(0),
+        lost: AtomicBool::new(false),
+    };
     let outcomes = crew::run(online(), &|member| {
         let _user = enter(&mm);
-        for round in 0..ROUNDS {
-            if member.index == 0 {
-                map_anonymous(&mm, CONTESTED)?;
-                // So that no table of an earlier round is freed meanwhile and counted.
-                memory().drain_deferred();
-            }
-            member.meet();
-            let (before, linked) = (statistics(), mm.linked_table_bytes());
-            member.meet();
-            contest.touch(round, member);
-            member.meet();
-            if member.index == 0 {
-                spares.fetch_add(contest.judge(round, &before, linked)?, Ordering::Relaxed);
-                mm.munmap(CONTESTED)?;
-                ktest_assert_eq!(mm.linked_table_bytes(), linked);
-            }
-        }
-        Ok(())
+        contest.take_part(member)
     })?;
-    t.note(format_args!("{} spare tables freed in {ROUNDS} rounds", spares.into_inner()));
+    t.note(format_args!("{} spare tables freed in {ROUNDS} rounds", contest.spares.load(Ordering::Relaxed)));
     outcomes.into_iter().collect()
 }
 
 impl Contest<'_> {
+    /// One CPU's part in all rounds. Member 0 begins and judges them.
+    fn take_part(&self, member: &Member<'_>) -> TestResult {
+        let is_judge = member.index == 0;
+        let mut outcome = Ok(());
+        for round in 0..ROUNDS {
+            if is_judge {
+                outcome = outcome.and_then(|()| self.begin());
+                self.lost.store(outcome.is_err(), Ordering::Relaxed);
+            }
+            member.meet();
+            if self.lost.load(Ordering::Relaxed) {
+                break;
+            }
+            let (before, linked) = (statistics(), self.mm.linked_table_bytes());
+            member.meet();
+            self.touch(round, member);
+            member.meet();
+            if is_judge {
+                outcome = self.judge(round, &before, linked);
+            }
+        }
+        outcome
+    }
+
+    fn begin(&self) -> TestResult {
+        map_anonymous(self.mm, CONTESTED)?;
+        // So that no table of an earlier round is freed meanwhile and counted.
+        memory().drain_deferred();
+        Ok(())
+    }
+
     fn touch(&self, round: u64, member: &Member<'_>) {
         let own = add(member.index as u64, round + 1);
         self.t.check(own == Ok(0), format_args!("round {round}: a fresh page gave {own:?}"));
@@ -90,16 +114,19 @@ impl Contest<'_> {
         self.t.check(everyones.is_ok(), format_args!("round {round}: the page of all cannot be written"));
     }
 
-    /// Whether all agreed on one of each missing table; returns how many spares were freed.
-    fn judge(&self, round: u64, before: &StatsSnapshot, linked: u64) -> Result<u64, Stop> {
+    /// Whether all agreed on one of each missing table.
+    fn judge(&self, round: u64, before: &StatsSnapshot, linked: u64) -> TestResult {
         let counted = statistics().since(before);
         let (made, freed, missing) = (counted[Counter::TablesAllocated], counted[Counter::TablesFreed], self.missing);
-        ktest_assert!(made - freed == missing, "round {round}: {made} tables made, {freed} freed, {missing} missing");
+        ktest_assert!(made == freed + missing, "round {round}: {made} tables made, {freed} freed, {missing} missing");
         ktest_assert_eq!(self.mm.linked_table_bytes() - linked, missing * PAGE_SIZE as u64);
         for number in 0..self.everyones {
             ktest_assert_eq!(read(number)?, round + 1);
         }
         ktest_assert_eq!(read(self.everyones)?, self.everyones);
-        Ok(freed)
+        self.mm.munmap(CONTESTED)?;
+        ktest_assert_eq!(self.mm.linked_table_bytes(), linked);
+        self.spares.fetch_add(freed, Ordering::Relaxed);
+        Ok(())
     }
 }
