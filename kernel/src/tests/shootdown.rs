@@ -20,7 +20,7 @@ use crate::thread::{block_while, wake};
 use crate::workload::crew;
 
 /// How long a CPU is given to do what it is about to do.
-const PATIENCE_NANOS: u64 = 20_000_000_000;
+const PATIENCE_NANOS: u64 = 10_000_000_000;
 
 ktest! {
     /// Every CPU has cached how to reach a page when it is unmapped: from the return of `munmap` on no access succeeds,

@@ -4,4 +4,5 @@ pub mod come_and_go;
 mod mprotect;
 mod munmap;
 mod pages;
+mod reuse;
 mod tables;
