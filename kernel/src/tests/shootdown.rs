@@ -12,7 +12,7 @@ use mm::stats::{Counter, LockCounter};
 use mm::sync::LockClass;
 
 use super::race::come_and_go::{Scenario, needs_a_second_cpu, play};
-use super::support::{TABLE, add, map_anonymous, pages, read, write};
+use super::support::{TABLE, add, first_cpus, map_anonymous, pages, read, write};
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
@@ -42,10 +42,9 @@ ktest! {
         for mm in [&mm, &other] {
             map_anonymous(mm, pages(0, 4))?;
         }
-        let crew = CpuSet(online().iter().take(3).fold(0, |set, cpu| set | CpuSet::only(cpu).0));
         let done = AtomicBool::new(false);
         let before = served();
-        let targets = crew::run(crew, &|member| {
+        let targets = crew::run(first_cpus(3), &|member| {
             let _user = enter(if member.index < 2 { &mm } else { &other });
             t.check(write(0, 1).is_ok(), format_args!("cpu {} cannot write", member.cpu.0));
             member.meet_awake();
@@ -76,8 +75,7 @@ ktest! {
         map_anonymous(&mm, pages(0, 1))?;
         let asleep = AtomicBool::new(true);
         let key = (&raw const asleep).addr();
-        let crew = CpuSet(online().iter().take(2).fold(0, |set, cpu| set | CpuSet::only(cpu).0));
-        let outcomes = crew::run(crew, &|member| {
+        let outcomes = crew::run(first_cpus(2), &|member| {
             let _user = enter(&mm);
             t.check(write(0, 1).is_ok(), format_args!("cpu {} cannot write", member.cpu.0));
             member.meet();

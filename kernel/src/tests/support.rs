@@ -7,11 +7,13 @@ use arch_x86::user_access::{AccessFault, UserAddr, fetch_add_u64, read_u64, writ
 use mm::address::{Pfn, VirtAddr, VirtRange};
 use mm::address_space::MapError;
 use mm::config::PAGE_SIZE;
+use mm::cpu::CpuSet;
 use mm::frame::OutOfFrames;
 use mm::pgtable::{Entry, Protection, pte_at};
 
 use crate::harness::Random;
 use crate::memory::{Mapping, Mm, ObjectRef, memory};
+use crate::smp::online;
 
 /// Pages of a PTE table, and of all tables below a PMD table.
 pub const TABLE: u64 = 512;
@@ -70,6 +72,11 @@ pub fn stock_a_frame() -> Result<(), OutOfFrames> {
     let frame = memory().frames().alloc(X86)?;
     memory().frames().free(X86, frame);
     Ok(())
+}
+
+/// The first `count` CPUs, or as many as there are.
+pub fn first_cpus(count: usize) -> CpuSet {
+    CpuSet(online().iter().take(count).fold(0, |set, cpu| set | CpuSet::only(cpu).0))
 }
 
 /// Passes the time of up to `most` turns of a loop, with a look at the emulator's other CPUs now and then.

@@ -4,12 +4,14 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm::pgtable::Protection;
+use arch_x86::user_access::AccessFault;
+use mm::pgtable::{Entry, Protection, pte_at};
 
+use super::held::{Collision, TableLock};
 use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory};
 use crate::smp::online;
-use crate::tests::support::{add, dawdle, map_anonymous, pages, read};
+use crate::tests::support::{add, dawdle, map_anonymous, page, pages, read, write};
 use crate::workload::crew;
 
 const PAGES: u64 = 8;
@@ -56,6 +58,38 @@ ktest! {
             found += read(number)?;
         }
         ktest_assert_eq!(found, landed.load(Ordering::Relaxed));
+    }
+
+    /// A write fault has seen that the region may be written and the entry may not, and waits to give the right; meanwhile
+    /// the region is opened and closed again. Whoever comes first, the entry may not be written in the end.
+    fn a_fault_that_waits_to_give_a_right_gives_up_when_it_is_gone(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1))?;
+        Collision {
+            lock: TableLock::Pte,
+            prepare: &|mm| {
+                mm.mprotect(pages(0, 1), Protection::READ_WRITE)?;
+                write(0, 1)?;
+                Ok(mm.mprotect(pages(0, 1), Protection::READ)?)
+            },
+            // Waits with the new right published and the entry as it was.
+            first: &|mm| {
+                mm.mprotect(pages(0, 1), Protection::READ_WRITE)?;
+                Ok(mm.mprotect(pages(0, 1), Protection::READ)?)
+            },
+            // Succeeds in between, or fails.
+            second: &|_| {
+                let _ = write(0, 2);
+                Ok(())
+            },
+            judge: &|mm| {
+                let entry = pte_at(mm, page(0)).unwrap_or(Entry::NONE);
+                ktest_assert!(entry.is_present() && !entry.is_writable(), "{entry:?} in a region that may not be written");
+                ktest_assert_eq!(write(0, 3), Err(AccessFault::Fault));
+                Ok(())
+            },
+        }
+        .repeat(t, &mm, 24)?;
     }
 }
 

@@ -3,17 +3,21 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch_x86::machine::X86;
+use arch_x86::user_access::AccessFault;
 use mm::fault::handle_mm_fault;
-use mm::pgtable::{pmd_offset, pte_offset_map_lock};
+use mm::pgtable::{Entry, pmd_offset, pte_at, pte_offset_map_lock};
 use mm::sync::rcu;
 use mm::vma::Access;
 
 use super::come_and_go::{Scenario, play};
-use crate::harness::{Random, TestContext, TestResult, ktest};
+use super::held::{Collision, TableLock};
+use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{PMD_TABLE, TABLE, dawdle, map_anonymous, page, pages, write};
 use crate::workload::crew;
+
+const COLLISIONS: u32 = 24;
 
 ktest! {
     /// Pages of a table that stays come and go while all CPUs fault on them.
@@ -32,6 +36,50 @@ ktest! {
     fn munmap_races_with_the_first_fault_of_a_region_without_tables(t: &TestContext) {
         let region = 3 * PMD_TABLE..3 * PMD_TABLE + 1;
         play(t, &Scenario { region, kept: None, rounds: 30, until_reached: false })?;
+    }
+
+    /// A fault and `munmap` wait for the lock of one PTE table, `munmap` having published that the region is gone: whoever
+    /// comes first, the fault gives up and nothing shows at the address.
+    fn a_fault_that_waits_for_its_table_gives_up_a_region_that_is_gone(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1))?;
+        {
+            let _user = enter(&mm);
+            write(0, 1)?;
+        }
+        Collision {
+            lock: TableLock::Pte,
+            prepare: &|mm| Ok(map_anonymous(mm, pages(8, 9))?),
+            first: &|_| {
+                ktest_assert_eq!(write(8, 1), Err(AccessFault::Fault));
+                Ok(())
+            },
+            second: &|mm| Ok(mm.munmap(pages(8, 9))?),
+            judge: &|mm| {
+                ktest_assert_eq!(pte_at(mm, page(8)), Some(Entry::NONE));
+                Ok(())
+            },
+        }
+        .repeat(t, &mm, COLLISIONS)?;
+    }
+
+    /// The same for a region that has no tables yet: the fault has made one and waits to link it.
+    fn a_fault_that_waits_to_link_a_table_gives_up_a_region_that_is_gone(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        Collision {
+            lock: TableLock::Upper,
+            prepare: &|mm| Ok(map_anonymous(mm, pages(8, 9))?),
+            first: &|_| {
+                ktest_assert_eq!(write(8, 1), Err(AccessFault::Fault));
+                Ok(())
+            },
+            second: &|mm| Ok(mm.munmap(pages(8, 9))?),
+            judge: &|mm| {
+                ktest_assert_eq!(mm.linked_table_bytes(), 0);
+                Ok(())
+            },
+        }
+        .repeat(t, &mm, COLLISIONS)?;
     }
 
     /// Whoever holds the lock of a PTE table that `pte_offset_map_lock` gave finds the table in its slot: nobody unhooks

@@ -1,4 +1,6 @@
 //! First faults that all need the same missing table: one is linked, the losers free theirs at once (R1, I15).
+//!
+//! One CPU holds the lock under which the table is to be linked until all others have made one and wait.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -6,13 +8,14 @@ use mm::address::VirtRange;
 use mm::config::PAGE_SIZE;
 use mm::stats::{Counter, StatsSnapshot};
 
+use super::held::{TableLock, await_waiting};
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::tests::support::{PMD_TABLE, TABLE, add, map_anonymous, pages, read, write};
 use crate::workload::crew::{self, Member};
 
-const ROUNDS: u64 = 60;
+const ROUNDS: u64 = 16;
 
 /// The pages below the contested tables.
 const CONTESTED: VirtRange = pages(0, TABLE);
@@ -21,18 +24,18 @@ ktest! {
     /// All CPUs need one PTE table that is not there: they agree on one, and each spare is freed.
     fn first_faults_agree_on_one_missing_pte_table(t: &TestContext) {
         // The PMD table stays, for a page next to the contested table needs it.
-        first_faults(t, TABLE, 1)?;
+        first_faults(t, TABLE, TableLock::Pmd, 1)?;
     }
 
     /// All CPUs need one PMD table and a PTE table below it that are not there: they agree on one of each.
     fn first_faults_agree_on_one_missing_pmd_table(t: &TestContext) {
-        first_faults(t, PMD_TABLE, 2)?;
+        first_faults(t, PMD_TABLE, TableLock::Upper, 2)?;
     }
 
     /// All CPUs need a table of each level.
     fn first_faults_agree_on_one_table_of_each_level(t: &TestContext) {
         // 512 GiB on: nothing but the top table is shared with the contested page.
-        first_faults(t, PMD_TABLE * 512, 3)?;
+        first_faults(t, PMD_TABLE * 512, TableLock::Upper, 3)?;
     }
 }
 
@@ -40,6 +43,8 @@ ktest! {
 struct Contest<'a> {
     t: &'a TestContext,
     mm: &'a MmRef,
+    /// The lock under which the first missing table is linked.
+    lock: TableLock,
     /// Tables that are missing at the beginning of each round.
     missing: u64,
     /// A page of everyone; those below belong to one CPU each.
@@ -51,8 +56,8 @@ struct Contest<'a> {
 }
 
 /// Lets all CPUs take the first fault of a table at once, time and again. Page `kept` keeps the tables alive that are not
-/// contested; `missing` are.
-fn first_faults(t: &TestContext, kept: u64, missing: u64) -> TestResult {
+/// contested; `missing` are. The first of them is linked under `lock`.
+fn first_faults(t: &TestContext, kept: u64, lock: TableLock, missing: u64) -> TestResult {
     let mm = Mm::create(memory())?;
     map_anonymous(&mm, pages(kept, kept + 1))?;
     {
@@ -62,6 +67,7 @@ fn first_faults(t: &TestContext, kept: u64, missing: u64) -> TestResult {
     let contest = Contest {
         t,
         mm: &mm,
+        lock,
         missing,
         everyones: t.cpus() as u64,
         spares: AtomicU64::new(0),
@@ -90,11 +96,11 @@ impl Contest<'_> {
                 break;
             }
             let (before, linked) = (statistics(), self.mm.linked_table_bytes());
-            member.meet();
+            let held = if is_judge { self.hold_up(member) } else { self.begin_together(member) };
             self.touch(round, member);
             member.meet();
             if is_judge {
-                outcome = self.judge(round, &before, linked);
+                outcome = held.and_then(|()| self.judge(round, &before, linked));
             }
         }
         outcome
@@ -104,6 +110,22 @@ impl Contest<'_> {
         map_anonymous(self.mm, CONTESTED)?;
         // So that no table of an earlier round is freed meanwhile and counted.
         memory().drain_deferred();
+        Ok(())
+    }
+
+    /// Holds the others up until each has a table to link.
+    fn hold_up(&self, member: &Member<'_>) -> TestResult {
+        let others = online().without(member.cpu);
+        let came = self.lock.hold(self.mm, || {
+            member.meet_awake();
+            await_waiting(others)
+        })?;
+        self.t.check(came, format_args!("not every CPU came to wait for the lock"));
+        Ok(())
+    }
+
+    fn begin_together(&self, member: &Member<'_>) -> TestResult {
+        member.meet_awake();
         Ok(())
     }
 
@@ -119,6 +141,8 @@ impl Contest<'_> {
         let counted = statistics().since(before);
         let (made, freed, missing) = (counted[Counter::TablesAllocated], counted[Counter::TablesFreed], self.missing);
         ktest_assert!(made == freed + missing, "round {round}: {made} tables made, {freed} freed, {missing} missing");
+        // All others had a table to link, and one of them was first.
+        ktest_assert!(freed + 2 >= self.t.cpus() as u64, "round {round}: only {freed} spare tables");
         ktest_assert_eq!(self.mm.linked_table_bytes() - linked, missing * PAGE_SIZE as u64);
         for number in 0..self.everyones {
             ktest_assert_eq!(read(number)?, round + 1);
