@@ -1,12 +1,18 @@
 //! How many locks a fault takes, and how long anyone waits for one: counted, without a clock.
 
+use alloc::vec::Vec;
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use arch_x86::machine::X86;
-use arch_x86::percpu;
+use arch_x86::{percpu, time};
+use mm::cpu::CpuSet;
 use mm::machine::Machine;
 use mm::pgtable::{pmd_offset, pte_offset_map_lock};
 use mm::stats::{LockCounter, LockPeak, StatsSnapshot};
 use mm::sync::{LockClass, rcu};
 
+use super::race::held::TableLock;
 use super::support::{add, dawdle, map_anonymous, map_object, page, pages, read, stock_a_frame, write};
 use crate::harness::{Random, Stop, TestContext, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, Object, enter, memory, statistics};
@@ -91,6 +97,45 @@ ktest! {
         ktest_assert!(t.cpus() == 1 || counted.locks(&locks, LockCounter::Waited) > 0, "nobody had to wait");
     }
 
+    /// CPUs that have used up their rounds while the lock was held take tickets and are served in the order of these: the
+    /// last one after as many turns as there are other CPUs, and no more.
+    fn tickets_are_served_in_their_order(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1))?;
+        {
+            let _user = enter(&mm);
+            write(0, 0)?;
+        }
+        X86.cpus().iter().for_each(|(_, local)| local.stats.forget_peaks());
+        let served = AtomicU64::new(0);
+        let outcomes = crew::run(online(), &|member| {
+            if member.index == 0 {
+                let tickets = TableLock::Pte.hold(&mm, || {
+                    member.meet_awake();
+                    tickets_of(online().without(member.cpu))
+                });
+                return tickets.map(|tickets| (0, tickets));
+            }
+            member.meet_awake();
+            let turn = TableLock::Pte.hold(&mm, || served.fetch_add(1, Ordering::Relaxed))?;
+            Ok((turn, Vec::new()))
+        })?;
+        let outcomes = outcomes.into_iter().collect::<Result<Vec<(u64, Vec<u32>)>, Stop>>()?;
+        let tickets = outcomes.first().map(|(_, tickets)| tickets.clone()).unwrap_or_default();
+        ktest_assert!(tickets.len() + 1 == t.cpus(), "only {} CPUs took a ticket", tickets.len());
+        // By ticket, with wrapping: all are close to each other.
+        let first = tickets.first().copied().unwrap_or(0);
+        let distance = |ticket: &u32| (ticket.wrapping_sub(first) << TICKET_SHIFT) as i32;
+        let mut order: Vec<(i32, u64)> =
+            tickets.iter().map(distance).zip(outcomes.iter().skip(1).map(|(turn, _)| *turn)).collect();
+        order.sort_unstable();
+        ktest_assert!(order.iter().map(|(_, turn)| *turn).eq(0..tickets.len() as u64), "served {order:?}");
+        let counted = statistics();
+        ktest_assert_eq!(counted.peak(&[LockClass::Pte], LockPeak::TurnsInQueue), t.cpus() as u64 - 1);
+        let rounds = if t.cpus() > 1 { X86.waiting_rule().rounds } else { 0 };
+        ktest_assert_eq!(counted.peak(&[LockClass::Pte], LockPeak::RoundsOutside), u64::from(rounds));
+    }
+
     /// Increments under contention for one table's lock are all there: the lock excludes.
     fn a_page_table_lock_excludes(t: &TestContext) {
         const PAGES: u64 = 64;
@@ -107,5 +152,22 @@ ktest! {
         for number in 0..PAGES {
             ktest_assert_eq!(read(number)?, t.cpus() as u64);
         }
+    }
+}
+
+/// Tickets have 12 bits; this many above them.
+const TICKET_SHIFT: u32 = 20;
+
+/// The tickets of `cpus`, in their order, once all have one; without those that do not come to it.
+fn tickets_of(cpus: CpuSet) -> Vec<u32> {
+    const PATIENCE_NANOS: u64 = 10_000_000_000;
+    let give_up = time::now_nanos().saturating_add(PATIENCE_NANOS);
+    let ticket = |cpu| X86.cpus().of(cpu).parking.waiting_for().and_then(|wait| wait.ticket);
+    loop {
+        let tickets: Vec<u32> = cpus.iter().filter_map(ticket).collect();
+        if tickets.len() == cpus.iter().count() || time::now_nanos() >= give_up {
+            return tickets;
+        }
+        spin_loop();
     }
 }

@@ -1,7 +1,7 @@
 //! CPUs that get in each other's way. Each file holds the races of one operation.
 
 pub mod come_and_go;
-mod held;
+pub mod held;
 mod mprotect;
 mod munmap;
 mod pages;
