@@ -91,7 +91,7 @@ mod tests {
         for (file, short) in [
             ("/work/latchwork/kernel/src/trap.rs", "kernel/src/trap.rs"),
             ("/usr/lib/rustlib/src/rust/library/core/src/hint.rs", "core/src/hint.rs"),
-            ("/root/.cargo/registry/src/index.crates.io-1/spin-0.12.3/src/mutex.rs", "spin-0.12.3/src/mutex.rs"),
+            ("/root/.cargo/registry/src/registry-1/spin-0.12.3/src/mutex.rs", "spin-0.12.3/src/mutex.rs"),
             ("/elsewhere/a.rs", "/elsewhere/a.rs"),
         ] {
             assert_eq!(symbols.shorten(file), short);
