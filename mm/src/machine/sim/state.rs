@@ -106,8 +106,13 @@ impl<Mode: PagingMode> State<Mode> {
 
     fn fail_with(&self, verdict: impl FnOnce() -> String) {
         let mut slot = lock(&self.verdict);
+        if self.failed.load(Ordering::Relaxed) {
+            return;
+        }
+        // Before the machine counts as failed: from then on its CPUs leave what they were doing, which is what is told.
+        let verdict = verdict();
         if !self.failed.swap(true, Ordering::Relaxed) {
-            *slot = Some(verdict());
+            *slot = Some(verdict);
         }
     }
 
