@@ -1,6 +1,6 @@
 //! What the tests share: pages by number, accesses as user code makes them, delays that do not repeat.
 
-use core::hint::{black_box, spin_loop};
+use core::hint::black_box;
 
 use arch_x86::machine::X86;
 use arch_x86::user_access::{AccessFault, UserAddr, fetch_add_u64, read_u64, write_u64};
@@ -79,12 +79,10 @@ pub fn first_cpus(count: usize) -> CpuSet {
     CpuSet(online().iter().take(count).fold(0, |set, cpu| set | CpuSet::only(cpu).0))
 }
 
-/// Passes the time of up to `most` turns of a loop, with a look at the emulator's other CPUs now and then.
+/// Passes the time of up to `most` turns of a loop. Without a `pause`, which gives the turn away where virtual CPUs run one
+/// after the other.
 pub fn dawdle(random: &mut Random, most: u64) {
     for turn in 0..random.below(most) {
         black_box(turn);
-        if turn % 256 == 255 {
-            spin_loop();
-        }
     }
 }

@@ -10,10 +10,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::pgtable::pte_at;
 
-use crate::harness::{Random, Stop, TestContext, TestResult, ktest_assert, ktest_assert_eq};
+use crate::harness::{Random, Stop, TestContext, TestResult, ktest_assert};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
-use crate::tests::support::{PMD_TABLE, add, dawdle, map_anonymous, page, pages, read, write};
+use crate::tests::support::{PMD_TABLE, dawdle, map_anonymous, page, pages, read, write};
 use crate::workload::crew;
 
 /// Where the remover puts its marks: far from everything else.
@@ -103,12 +103,12 @@ impl Stage<'_> {
         let marks = MARKS..MARKS + count;
         map_anonymous(self.mm, pages(marks.start, marks.end))?;
         for number in marks.clone() {
-            ktest_assert_eq!(add(number, MARK)?, 0);
+            write(number, MARK)?;
         }
         dawdle(random, 4_000);
         for number in marks.clone() {
             let found = read(number)?;
-            ktest_assert!(found == MARK, "round {round}: a write went astray: {:#x}", found.wrapping_sub(MARK));
+            ktest_assert!(found == MARK, "round {round}: a write went astray: {found:#x}");
         }
         self.mm.munmap(pages(marks.start, marks.end))?;
         Ok(())
@@ -127,7 +127,7 @@ impl Stage<'_> {
         while !self.done.load(Ordering::Acquire) {
             let number = region.start + random.below(region.end - region.start);
             let before = self.epoch.load(Ordering::Acquire);
-            let succeeded = add(number, 1).is_ok();
+            let succeeded = write(number, index as u64).is_ok();
             let after = self.epoch.load(Ordering::Acquire);
             if !succeeded {
                 dawdle(random, 64);

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
-use crate::tests::support::{add, dawdle, map_anonymous, pages, read};
+use crate::tests::support::{add, dawdle, map_anonymous, pages, read, write};
 use crate::workload::crew;
 
 /// More pages than the remover's CPU keeps in reserve, so that others get them at once.
@@ -41,7 +41,7 @@ ktest! {
                     let _user = enter(&mm);
                     while !done.load(Ordering::Acquire) {
                         let round = rounds_begun.load(Ordering::Acquire);
-                        let reached = (0..PAGES).filter(|&number| add(number, 1).is_ok()).count() as u64;
+                        let reached = (0..PAGES).filter(|&number| write(number, 1).is_ok()).count() as u64;
                         if let Some(swept) = swept.get(index).filter(|_| reached == PAGES) {
                             swept.store(round, Ordering::Relaxed);
                         }
@@ -82,7 +82,7 @@ fn take(done: &AtomicBool, random: &mut Random) -> TestResult {
         dawdle(random, 4_000);
         for number in 0..HELD {
             let found = read(number)?;
-            ktest_assert!(found == MARK, "a former user wrote to page {number}: {:#x}", found.wrapping_sub(MARK));
+            ktest_assert!(found == MARK, "a former user wrote to page {number}: {found:#x}");
         }
         mm.munmap(pages(0, HELD))?;
     }
