@@ -63,17 +63,17 @@ pub enum BuildError {
     Missing(#[from] Missing),
     /// Cargo did not start.
     #[error("cannot start cargo: {0}")]
-    Cargo(#[source] io::Error),
+    Cargo(io::Error),
     /// Cargo's own messages are on the terminal.
     #[error("building the {0} failed")]
     Failed(&'static str),
     /// The result cannot be put in its place.
-    #[error("cannot write {}: {source}", .path.display())]
+    #[error("cannot write {}: {error}", .path.display())]
     Place {
         /// The place.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -145,7 +145,7 @@ fn run(command: &mut Command, what: &'static str) -> Result<(), BuildError> {
 
 /// Copies, making the folder if it is not there.
 fn copy(from: &Path, to: &Path) -> Result<(), BuildError> {
-    let failed = |source| BuildError::Place { path: to.to_path_buf(), source };
+    let failed = |error| BuildError::Place { path: to.to_path_buf(), error };
     if let Some(folder) = to.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }

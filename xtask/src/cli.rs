@@ -73,7 +73,12 @@ pub struct Guest {
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub log: Level,
     /// Run this kernel instead of building one.
-    #[arg(long, value_name = "ELF", conflicts_with_all = ["release", "debug", "config", "single_lock"])]
+    #[arg(
+        long,
+        value_name = "ELF",
+        value_parser = options::file,
+        conflicts_with_all = ["release", "debug", "config", "single_lock"]
+    )]
     pub kernel: Option<PathBuf>,
     /// How the kernel is built.
     #[command(flatten)]
@@ -130,7 +135,12 @@ pub struct Run {
     #[arg(long, value_enum)]
     pub boot: Option<Boot>,
     /// Run this disk image instead of building one.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["compare", "kernel", "boot"])]
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_parser = options::file,
+        conflicts_with_all = ["compare", "kernel", "boot"]
+    )]
     pub image: Option<PathBuf>,
     /// Run the split and the single-lock kernel in turn, five times each, and print the ratios of the medians.
     #[arg(long, conflicts_with_all = ["config", "single_lock", "gdb", "kernel"])]

@@ -1,5 +1,7 @@
 //! Values of the command line, checked before anything is built.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::machine::MAX_SHIFT;
@@ -29,6 +31,9 @@ pub enum BadValue {
         /// The most allowed.
         most: String,
     },
+    /// A file that is not there, or is none.
+    #[error("cannot read: {0}")]
+    File(String),
     /// More than this host has.
     #[error("this host has {0} MiB in all")]
     Host(u64),
@@ -39,6 +44,17 @@ fn bounded<T: PartialOrd + ToString>(value: T, least: T, most: T) -> Result<T, B
         return Err(BadValue::Bounds { least: least.to_string(), most: most.to_string() });
     }
     Ok(value)
+}
+
+/// `--kernel`, `--image`: said here in our words, before QEMU is looked for and says it in its own.
+pub fn file(text: &str) -> Result<PathBuf, BadValue> {
+    let path = PathBuf::from(text);
+    match File::open(&path).and_then(|file| file.metadata()) {
+        Ok(data) if data.is_file() && data.len() > 0 => Ok(path),
+        Ok(data) if data.is_file() => Err(BadValue::File("the file is empty".into())),
+        Ok(_) => Err(BadValue::File("not a file".into())),
+        Err(error) => Err(BadValue::File(error.to_string())),
+    }
 }
 
 /// `--smp`

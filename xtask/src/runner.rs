@@ -91,7 +91,6 @@ pub fn run(workspace: &Workspace, qemu: &Path, plan: &Plan, observer: &mut dyn O
         Task::Workload { .. } => "run",
         Task::Misbehave { .. } => "misbehave",
     };
-    readable(&plan.medium)?;
     let saved = SavedRun::create(workspace, name)?;
     let (medium, entry) = medium(plan, &saved)?;
     let timeout = timing::guest_limit(&plan.machine, plan.timeout);
@@ -135,22 +134,6 @@ pub fn run(workspace: &Workspace, qemu: &Path, plan: &Plan, observer: &mut dyn O
     let json = serde_json::to_string_pretty(&record).map_err(io::Error::from)?;
     fs::write(saved.file("run.json"), json + "\n")?;
     Ok(Run { verdict, ended, saved })
-}
-
-/// Says which file it is that cannot be read, before QEMU says it in its own words.
-fn readable(medium: &Medium) -> Result<(), SpawnError> {
-    let path = match medium {
-        Medium::Pvh(kernel) => kernel,
-        Medium::Uefi(image, _) => image,
-    };
-    let open = fs::File::open(path).and_then(|file| file.metadata());
-    let source = match open {
-        Ok(data) if data.is_file() && data.len() > 0 => return Ok(()),
-        Ok(data) if data.is_file() => io::Error::new(io::ErrorKind::InvalidData, "the file is empty"),
-        Ok(_) => io::Error::new(io::ErrorKind::InvalidInput, "not a file"),
-        Err(error) => error,
-    };
-    Err(SpawnError::Unreadable { path: path.clone(), source })
 }
 
 fn medium(plan: &Plan, saved: &SavedRun) -> io::Result<(BootMedium, Entry)> {

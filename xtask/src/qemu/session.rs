@@ -23,29 +23,21 @@ pub enum SpawnError {
     /// There is no such program.
     #[error("QEMU is missing: {} does not exist", .0.display())]
     Missing(PathBuf),
-    /// A file the machine starts from cannot be read.
-    #[error("cannot read {}: {source}", .path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
     /// The program did not start.
-    #[error("cannot start {}: {source}", .program.display())]
+    #[error("cannot start {}: {error}", .program.display())]
     Spawn {
         /// The program.
         program: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// The run's folder cannot be used.
-    #[error("cannot use {}: {source}", .path.display())]
+    #[error("cannot use {}: {error}", .path.display())]
     Folder {
         /// The file in it.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -112,7 +104,7 @@ impl Session {
     pub fn start(qemu: &Path, invocation: &Invocation<'_>, stderr: &Path) -> Result<Self, SpawnError> {
         let folder = |path: &Path| {
             let path = path.to_path_buf();
-            move |source| SpawnError::Folder { path, source }
+            move |error| SpawnError::Folder { path, error }
         };
         File::create(invocation.serial).map_err(folder(invocation.serial))?;
         let serial = File::open(invocation.serial).map_err(folder(invocation.serial))?;
@@ -126,9 +118,9 @@ impl Session {
             // Ctrl-C is ours to act on; QEMU alone would end with the status of a triple fault.
             .process_group(0);
         die_with_us(&mut command);
-        let child = command.spawn().map_err(|source| match source.kind() {
+        let child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => SpawnError::Missing(qemu.to_path_buf()),
-            _ => SpawnError::Spawn { program: qemu.to_path_buf(), source },
+            _ => SpawnError::Spawn { program: qemu.to_path_buf(), error },
         })?;
         Ok(Self {
             child: Killed(child),

@@ -33,12 +33,12 @@ const LOOM_BOUNDS: [(&str, &str); 2] = [("LOOM_MAX_PREEMPTIONS", "3"), ("LOOM_MA
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// A program did not start.
-    #[error("cannot run {program}: {source}")]
+    #[error("cannot run {program}: {error}")]
     Start {
         /// The program.
         program: String,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// The tests do not compile; cargo's messages are on the terminal.
     #[error("building the host tests failed")]
@@ -257,7 +257,7 @@ fn start(
     match child::run(command, limit, hear, tick) {
         Ok(Finish::Interrupted) => Err(HostError::Interrupted),
         Ok(finish) => Ok(finish),
-        Err(source) => Err(HostError::Start { program: command.get_program().to_string_lossy().into_owned(), source }),
+        Err(error) => Err(HostError::Start { program: command.get_program().to_string_lossy().into_owned(), error }),
     }
 }
 
