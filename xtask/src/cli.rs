@@ -145,6 +145,9 @@ pub struct Run {
     /// Run the split and the single-lock kernel in turn, five times each, and print the ratios of the medians.
     #[arg(long, conflicts_with_all = ["config", "single_lock", "gdb", "kernel"])]
     pub compare: bool,
+    /// Compare on host threads even where the guest has more CPUs than the host has cores.
+    #[arg(long, requires = "compare")]
+    pub threads: bool,
     /// Write the figures as JSON.
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,
