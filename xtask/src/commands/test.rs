@@ -13,6 +13,7 @@ use crate::postmortem;
 use crate::results;
 use crate::runner::Medium;
 use crate::setup::qemu;
+use crate::suite::coverage::{self, Ran};
 use crate::suite::guest::{self as guest_tests, Stage};
 use crate::suite::host::HostTests;
 use crate::suite::kernel::{self, Round};
@@ -62,12 +63,36 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     if interrupt::requested() {
         bail!("interrupted");
     }
+    // A filter leaves out what is cited; a kernel that was given may be any.
+    if filter.is_empty() && options.guest.kernel.is_none() {
+        let ran = Ran { host, kernel: guest, all_cpus: options.guest.smp >= CITED_CPUS };
+        check_coverage(workspace, ran, &mut progress);
+    }
     if progress.tally().cases().is_empty() && (no_match || !guest) {
         bail!("no test has a name with {filter:?} in it; cargo xtask list names them");
     }
     let tally = progress.close();
     save(options, &tally)?;
     Ok(tally.passed())
+}
+
+/// CPUs the tests that the documentation cites are written for.
+const CITED_CPUS: u32 = 8;
+
+/// Holds what the documentation says is shown against what has run.
+fn check_coverage(workspace: &Workspace, ran: Ran, progress: &mut Progress) {
+    let document = std::fs::read_to_string(workspace.root().join(coverage::DOCUMENT));
+    let complaints = match document {
+        Ok(document) => coverage::complaints(&document, progress.tally().cases(), ran),
+        Err(error) => vec![format!("cannot read {}: {error}", coverage::DOCUMENT)],
+    };
+    progress.ended(Case {
+        suite: coverage::SUITE.to_owned(),
+        name: coverage::NAME.to_owned(),
+        outcome: if complaints.is_empty() { Outcome::Passed } else { Outcome::Failed },
+        duration: None,
+        detail: complaints,
+    });
 }
 
 /// What is run how often: one clock and one seed per boot.
@@ -171,6 +196,9 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
     }
     let of_xtask = guest_tests::TESTS.iter().filter(|test| test.name.contains(filter));
     lines.extend(of_xtask.map(|test| format!("guest {}    {}", test.name, test.about)));
+    if coverage::NAME.contains(filter) {
+        lines.push(format!("{} {}    the tables of {}", coverage::SUITE, coverage::NAME, coverage::DOCUMENT));
+    }
     if lines.is_empty() {
         bail!("no test has a name with {filter:?} in it");
     }

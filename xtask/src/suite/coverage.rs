@@ -1,0 +1,235 @@
+//! Whether the tables of `docs/locking.md` tell the truth: every helper, invariant and race of the specification has a row,
+//! and every test a row cites was in this run. Pure: text and results in, complaints out.
+
+use std::collections::BTreeSet;
+
+use super::tally::{Case, Outcome};
+
+/// What the check is listed under.
+pub const SUITE: &str = "docs";
+/// Its name.
+pub const NAME: &str = "every_helper_invariant_and_race_is_shown_by_a_test_that_ran";
+/// The document, from the root of the workspace.
+pub const DOCUMENT: &str = "docs/locking.md";
+
+/// Helpers that must have a row (spec section 1, and the entry points around them).
+const HELPERS: &[&str] = &[
+    "pte_offset_map",
+    "pte_offset_map_ro_nolock",
+    "pte_offset_map_rw_nolock",
+    "pte_offset_map_lock",
+    "pte_unmap",
+    "pte_unmap_unlock",
+    "pte_alloc",
+    "pte_alloc_map",
+    "pte_alloc_map_lock",
+    "get_locked_pte",
+    "pte_lockptr",
+    "ptep_lockptr",
+    "pmd_lockptr",
+    "pmd_lock",
+    "pud_lockptr",
+    "pud_lock",
+    "pmd_trans_huge_lock",
+    "huge_pte_lockptr",
+    "huge_pte_lock",
+    "pmd_install",
+    "pmd_same",
+    "pte_same",
+    "pagetable_pte_ctor",
+    "pagetable_pmd_ctor",
+    "pagetable_pud_ctor",
+    "pagetable_p4d_ctor",
+    "pagetable_pgd_ctor",
+    "pagetable_dtor",
+    "pagetable_dtor_free",
+    "pgtable_init",
+    "ptlock_cache_init",
+    "pgtable_cache_init",
+    "ptlock_alloc",
+    "ptlock_free",
+    "pgd_alloc",
+    "pgd_free",
+    "pte_alloc_one",
+    "pte_free",
+    "pmd_alloc_one",
+    "pmd_free",
+    "pte_free_tlb",
+    "pmd_free_tlb",
+    "pud_free_tlb",
+];
+const INVARIANTS: u32 = 49;
+const RACES: u32 = 42;
+/// Rows that may say `n/a`: they need a feature this kernel does not have.
+const ABSENT: &[&str] = &["R9", "R10", "R11", "R16", "R22", "R30", "R36", "R42"];
+/// Rows that wait for the PAE kernel.
+const PAE: &[&str] = &["I38", "I39", "I40", "I41", "I42", "I43", "R29", "R31", "R32", "R33"];
+
+/// What of this run may be asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran {
+    /// All tests of the host ran.
+    pub host: bool,
+    /// All tests in the kernel ran.
+    pub kernel: bool,
+    /// The kernel had the eight CPUs that its tests are written for. With fewer some have nothing to race with, and skip.
+    pub all_cpus: bool,
+}
+
+/// What is wrong with `document`, line by line. A citation is a test's suite and name in backquotes, as `--list` shows them.
+pub fn complaints(document: &str, cases: &[Case], ran: Ran) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let mut rows = BTreeSet::new();
+    let known: BTreeSet<String> = expected().collect();
+    for row in document.lines().filter_map(Row::parse).filter(|row| known.contains(row.subject)) {
+        if !rows.insert(row.subject.to_owned()) {
+            complaints.push(format!("{}: has two rows", row.subject));
+        }
+        complaints.extend(row.complaint(cases, ran).map(|complaint| format!("{}: {complaint}", row.subject)));
+    }
+    complaints.extend(known.difference(&rows).map(|missing| format!("{missing}: has no row")));
+    complaints
+}
+
+/// The subjects that need a row.
+fn expected() -> impl Iterator<Item = String> {
+    let invariants = (1..=INVARIANTS).map(|number| format!("I{number}"));
+    let races = (1..=RACES).map(|number| format!("R{number}"));
+    HELPERS.iter().map(|helper| (*helper).to_owned()).chain(invariants).chain(races)
+}
+
+/// A table row that may be about a helper, an invariant or a race: its first cell names it, its last says what shows it.
+struct Row<'a> {
+    subject: &'a str,
+    shown_by: &'a str,
+}
+
+impl<'a> Row<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let cells = line.trim().strip_prefix('|')?.strip_suffix('|')?;
+        let (first, rest) = cells.split_once('|')?;
+        let shown_by = rest.rsplit_once('|').map_or(rest, |(_, last)| last).trim();
+        Some(Self { subject: first.trim().trim_matches('`'), shown_by })
+    }
+
+    fn complaint(&self, cases: &[Case], ran: Ran) -> Option<String> {
+        // TODO-STRICT: rows still open pass until all are filled.
+        if self.shown_by == "open" {
+            return None;
+        }
+        if let Some(feature) = self.shown_by.strip_prefix("n/a: ") {
+            let allowed = ABSENT.contains(&self.subject) && !feature.is_empty();
+            return (!allowed).then(|| "is not one of the rows that may be n/a".to_owned());
+        }
+        if self.shown_by == "PAE issue" {
+            return (!PAE.contains(&self.subject)).then(|| "does not belong to the PAE issue".to_owned());
+        }
+        let cited: Vec<&str> = self.shown_by.split('`').skip(1).step_by(2).collect();
+        if cited.is_empty() {
+            return Some("cites no test".to_owned());
+        }
+        cited.into_iter().find_map(|citation| not_shown(citation, cases, ran))
+    }
+}
+
+/// Why `citation` shows nothing in this run.
+fn not_shown(citation: &str, cases: &[Case], ran: Ran) -> Option<String> {
+    let Some((suite, name)) = citation.split_once(' ') else {
+        return Some(format!("{citation:?} is no test's suite and name"));
+    };
+    let of_kernel = suite == "kernel";
+    if suite == "guest" || !(if of_kernel { ran.kernel } else { ran.host }) {
+        return None;
+    }
+    // A suite of another build or clock is the same suite with something in brackets behind it.
+    let is_cited = |case: &&Case| case.name == name && case.suite.split(' ').next() == Some(suite);
+    let outcomes: Vec<Outcome> = cases.iter().filter(is_cited).map(|case| case.outcome).collect();
+    if outcomes.is_empty() {
+        return Some(format!("there is no test {citation:?}"));
+    }
+    // A test that failed is reported by itself.
+    let did_run = |outcome: &Outcome| matches!(outcome, Outcome::Passed | Outcome::Failed);
+    let excused = of_kernel && !ran.all_cpus && outcomes.contains(&Outcome::Skipped);
+    (!outcomes.iter().any(did_run) && !excused).then(|| format!("{citation:?} did not run"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Ran = Ran { host: true, kernel: true, all_cpus: true };
+
+    fn case(suite: &str, name: &str, outcome: Outcome) -> Case {
+        Case { suite: suite.to_owned(), name: name.to_owned(), outcome, duration: None, detail: Vec::new() }
+    }
+
+    /// A document with a row for everything, all shown by `mm a::b`, but `subject` by `shown_by`.
+    fn document(subject: &str, shown_by: &str) -> String {
+        let row = |name: String| {
+            let shown_by = if name == subject { shown_by } else { "`mm a::b`" };
+            format!("| `{name}` | what it says | {shown_by} |\n")
+        };
+        expected().map(row).collect()
+    }
+
+    fn complaints_of(subject: &str, shown_by: &str, ran: Ran) -> Vec<String> {
+        let cases = [
+            case("mm", "a::b", Outcome::Passed),
+            case("mm/loom_fault", "model", Outcome::Passed),
+            case("mm (single lock)", "only_single", Outcome::Passed),
+            case("kernel [shift 4 seed 1]", "race", Outcome::Passed),
+            case("kernel", "skipped", Outcome::Skipped),
+            case("kernel", "never", Outcome::NotRun),
+        ];
+        complaints(&document(subject, shown_by), &cases, ran)
+    }
+
+    #[test]
+    fn a_row_for_everything_with_tests_that_ran_is_well() {
+        for citation in ["`mm a::b`, `kernel race`", "`mm/loom_fault model`", "`mm only_single`"] {
+            assert_eq!(complaints_of("R4", citation, ALL), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_test_that_does_not_exist_or_did_not_run_is_named() {
+        assert_eq!(complaints_of("R4", "`mm a::b`, `mm a::c`", ALL), [r#"R4: there is no test "mm a::c""#]);
+        assert_eq!(complaints_of("I7", "`kernel a::b`", ALL), [r#"I7: there is no test "kernel a::b""#]);
+        assert_eq!(complaints_of("pmd_lock", "`kernel never`", ALL), [r#"pmd_lock: "kernel never" did not run"#]);
+        assert_eq!(complaints_of("I7", "`kernel skipped`", ALL), [r#"I7: "kernel skipped" did not run"#]);
+        assert_eq!(complaints_of("I7", "`kernel skipped`", Ran { all_cpus: false, ..ALL }), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_half_that_was_not_asked_for_is_not_missed() {
+        let host_alone = Ran { kernel: false, ..ALL };
+        assert_eq!(complaints_of("I7", "`mm a::b`, `kernel gone`", host_alone), Vec::<String>::new());
+        assert_eq!(complaints_of("I7", "`mm gone`, `kernel gone`", host_alone).len(), 1);
+    }
+
+    #[test]
+    fn a_row_may_do_without_a_test_only_where_the_feature_is_missing() {
+        for (subject, word, allowed) in [
+            ("R9", "n/a: no file mappings", true),
+            ("R9", "n/a: ", false),
+            ("R3", "n/a: no time", false),
+            ("I40", "PAE issue", true),
+            ("I30", "PAE issue", false),
+            ("I30", "", false),
+            ("I30", "some test", false),
+        ] {
+            assert_eq!(complaints_of(subject, word, ALL).is_empty(), allowed, "{subject} {word}");
+        }
+    }
+
+    #[test]
+    fn a_missing_and_a_double_row_are_named() {
+        let all = document("", "");
+        let without: String =
+            all.lines().filter(|line| !line.contains("`I5`")).map(|line| format!("{line}\n")).collect();
+        let cases = [case("mm", "a::b", Outcome::Passed)];
+        assert_eq!(complaints(&without, &cases, ALL), ["I5: has no row"]);
+        let twice = all.clone() + "| I5 | again | `mm a::b` |\n";
+        assert_eq!(complaints(&twice, &cases, ALL), ["I5: has two rows"]);
+    }
+}
