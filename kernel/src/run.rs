@@ -3,7 +3,7 @@
 use alloc::vec;
 use core::fmt;
 
-use mm::config::USE_SPLIT_PTE_PTLOCKS;
+use mm::config::CONFIG_NAME;
 use spin::Once;
 
 use crate::boot;
@@ -50,7 +50,7 @@ pub fn run() -> ! {
         .number("cpus", cpus as u64)
         .text("boot", boot.kind)
         .number("memory_mib", boot.ram_bytes.div_ceil(1 << 20))
-        .text("build", if USE_SPLIT_PTE_PTLOCKS { "split" } else { "single" })
+        .text("build", CONFIG_NAME)
         .emit();
     perform(options, cpus)
 }

@@ -13,6 +13,8 @@ use crate::workspace::Workspace;
 pub enum Locks {
     /// One lock in each PTE and PMD table.
     Split,
+    /// One lock in each PTE table, none in PMD tables.
+    SplitPte,
     /// One lock for the address space.
     Single,
 }
@@ -22,7 +24,17 @@ impl Locks {
     pub fn word(self) -> &'static str {
         match self {
             Self::Split => "split",
+            Self::SplitPte => "split-pte",
             Self::Single => "single",
+        }
+    }
+
+    /// The feature of `mm` that makes it so.
+    fn feature(self) -> Option<&'static str> {
+        match self {
+            Self::Split => None,
+            Self::SplitPte => Some("split-pte"),
+            Self::Single => Some("single-lock"),
         }
     }
 }
@@ -51,8 +63,22 @@ impl Profile {
 pub struct Variant {
     /// Where page-table locks live.
     pub locks: Locks,
+    /// Whether locks check how they are used.
+    pub debug_locks: bool,
     /// How it is compiled.
     pub profile: Profile,
+}
+
+impl Variant {
+    /// The features of `mm`, and of the kernel, that this takes.
+    pub fn features(self) -> Vec<&'static str> {
+        self.locks.feature().into_iter().chain(self.debug_locks.then_some("debug-locks")).collect()
+    }
+
+    /// Its locks, in reports and file names.
+    pub fn name(self) -> String {
+        format!("{}{}", self.locks.word(), if self.debug_locks { "+debug" } else { "" })
+    }
 }
 
 /// A build did not come about.
@@ -114,12 +140,10 @@ impl<'a> Builder<'a> {
         let mut command = self.toolchains.cargo(&toolchain)?;
         command.args(["build", "--package", "kernel", "--profile", variant.profile.name()]);
         for_kernel_target(&mut command, &toolchain, self.workspace);
-        if variant.locks == Locks::Single {
-            command.args(["--features", "single-lock"]);
-        }
+        command.arg("--features").arg(variant.features().join(","));
         run(&mut command, "kernel")?;
         let built = self.workspace.target("kernel").join(KERNEL_TARGET).join(variant.profile.name()).join("kernel");
-        let name = format!("kernel-{}-{}.elf", variant.locks.word(), variant.profile.name());
+        let name = format!("kernel-{}-{}.elf", variant.name(), variant.profile.name());
         let place = self.workspace.out(&name);
         copy(&built, &place)?;
         Ok(place)

@@ -77,7 +77,7 @@ pub struct Guest {
         long,
         value_name = "ELF",
         value_parser = options::file,
-        conflicts_with_all = ["release", "debug", "config", "single_lock"]
+        conflicts_with_all = ["release", "debug", "config", "single_lock", "debug_locks"]
     )]
     pub kernel: Option<PathBuf>,
     /// How the kernel is built.
@@ -100,6 +100,9 @@ pub struct Variant {
     /// The same as --config single.
     #[arg(long, conflicts_with = "config")]
     pub single_lock: bool,
+    /// Locks that know their owner and check every use.
+    #[arg(long)]
+    pub debug_locks: bool,
 }
 
 /// The user's word on the accelerator.

@@ -9,8 +9,8 @@ use crate::report::LockUse;
 /// Lists the locks of `mm` that `cpu` holds or waits for. Takes none.
 pub(super) fn list(cpu: CpuId, visit: &mut dyn FnMut(LockUse)) {
     let local = X86.cpus().of(cpu);
-    for (address, class) in local.held.iter() {
-        visit(LockUse { what: class.description(), address, waits: false, ticket: None });
+    for held in local.held.iter() {
+        visit(LockUse { what: held.class.description(), address: held.lock, waits: false, ticket: None });
     }
     if let Some(wait) = local.parking.waiting_for() {
         visit(LockUse { what: wait.class.description(), address: wait.lock, waits: true, ticket: wait.ticket });

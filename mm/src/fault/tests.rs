@@ -2,6 +2,7 @@
 
 use super::{FaultError, Resolution, handle_mm_fault};
 use crate::address_space::Mapping;
+use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::cpu::CpuId;
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
@@ -137,7 +138,7 @@ mod one_cpu {
                 handle_mm_fault(&mm, address, access).unwrap();
                 // With the single lock, the lock itself is in the address space.
                 let untouched = books.len() >= 4 && books == books_of_mm(&world);
-                assert!(untouched || !crate::config::USE_SPLIT_PTE_PTLOCKS, "{what}: a store to shared books");
+                assert!(untouched || !USE_SPLIT_PTE_PTLOCKS, "{what}: a store to shared books");
                 let taken = StatsSnapshot::sum(world.machine.handle().cpus()).since(&before);
                 assert_eq!(taken.locks(LockClass::ALL, LockCounter::Acquired), 1, "{what}: locks of any kind");
                 assert_eq!(taken.locks(&[LockClass::Pte], LockCounter::Acquired), 1, "{what}: the PTE lock");
@@ -183,8 +184,8 @@ mod one_cpu {
                 nth += 1;
             }
         });
-        // PUD, PMD and PTE table: frame and (below the PUD) lock; the page.
-        assert_eq!(points, if crate::config::USE_SPLIT_PTE_PTLOCKS { 6 } else { 4 });
+        // PUD, PMD and PTE table: a frame and, where it has one of its own, a lock; the page.
+        assert_eq!(points, 4 + u32::from(USE_SPLIT_PMD_PTLOCKS) + u32::from(USE_SPLIT_PTE_PTLOCKS));
     }
 
     #[test]

@@ -76,6 +76,7 @@ pub fn pte_alloc<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, vma: &Vma<M>) -> Resu
 /// # Errors
 ///
 /// See [`TableError`]: out of memory and a lost race are told apart (spec 1.4).
+#[track_caller]
 pub fn pte_alloc_map_lock<'m, M: Machine>(
     mm: &'m Mm<M>,
     pmd: Slot<'_, M>,

@@ -14,7 +14,7 @@ use super::{Entry, Level, Slot};
 use crate::address_space::Mm;
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::machine::Machine;
-use crate::sync::LockClass;
+use crate::sync::{LockClass, Nesting};
 
 const fn class_of(level: Level) -> LockClass {
     match level {
@@ -36,16 +36,47 @@ pub fn pmd_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>) -> &'m M::Lo
 }
 
 /// Takes the PMD lock of `pmd`.
+#[track_caller]
 pub fn pmd_lock<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>) -> PtlGuard<'m, M> {
     PtlGuard::lock(mm.machine(), pmd_lockptr(mm, pmd), class_of(Level::Pmd))
 }
 
+/// Takes the PMD lock of `pmd` too, which by the caller's own order comes after `first`; `None` if that is the same lock,
+/// which is then neither taken nor released again.
+#[track_caller]
+pub fn pmd_lock_second<'m, M: Machine>(
+    first: &PtlGuard<'_, M>,
+    mm: &'m Mm<M>,
+    pmd: Slot<'_, M>,
+) -> Option<PtlGuard<'m, M>> {
+    first.lock_second(pmd_lockptr(mm, pmd), class_of(Level::Pmd), Nesting::SingleDepth)
+}
+
+/// Takes a PTE lock that a lookup has returned (`pte_offset_map_rw_nolock`) too, which by the caller's own order comes
+/// after `first`; `None` if that is the same lock, which is then neither taken nor released again.
+#[track_caller]
+pub fn pte_lock_second<'l, M: Machine>(first: &PtlGuard<'_, M>, lock: &'l M::Lock) -> Option<PtlGuard<'l, M>> {
+    first.lock_second(lock, class_of(Level::Pte), Nesting::SingleDepth)
+}
+
+/// Takes the PMD lock of `pmd` under a PTE lock if it is free (I22). Fails too if that is the same lock (spec 2.1).
+#[track_caller]
+pub fn pmd_trylock<'m, M: Machine>(
+    under: &PtlGuard<'_, M>,
+    mm: &'m Mm<M>,
+    pmd: Slot<'_, M>,
+) -> Option<PtlGuard<'m, M>> {
+    under.try_lock_second(pmd_lockptr(mm, pmd), class_of(Level::Pmd))
+}
+
 /// Takes the lock of the levels above the PMD (`pud_lock`): always `mm->page_table_lock`.
+#[track_caller]
 pub fn pud_lock<M: Machine>(mm: &Mm<M>) -> PtlGuard<'_, M> {
     PtlGuard::lock(mm.machine(), mm.page_table_lock().lock(), class_of(Level::Pud))
 }
 
 /// Takes the lock of the table that contains `slot`, whatever its level.
+#[track_caller]
 pub(super) fn lock_table_of<'m, M: Machine>(mm: &'m Mm<M>, slot: Slot<'_, M>) -> PtlGuard<'m, M> {
     match slot.table().level() {
         Level::Pmd => pmd_lock(mm, slot),
@@ -55,18 +86,20 @@ pub(super) fn lock_table_of<'m, M: Machine>(mm: &'m Mm<M>, slot: Slot<'_, M>) ->
 
 impl<'m, M: Machine> PtlGuard<'m, M> {
     /// Takes the lock of the PTE table `pmd` names.
+    #[track_caller]
     pub(super) fn pte(mm: &'m Mm<M>, pmd: Entry) -> Self {
         Self::lock(mm.machine(), pte_lockptr(mm, pmd), class_of(Level::Pte))
     }
 
     /// Takes, inside this PMD lock, the lock of the table of `level` that `entry` names; `None` when it is the same lock
     /// or that level has none of its own.
+    #[track_caller]
     pub(super) fn nested(&self, mm: &'m Mm<M>, entry: Entry, level: Level) -> Option<Self> {
         let lock = match level {
             Level::Pte => pte_lockptr(mm, entry),
             Level::Pmd if USE_SPLIT_PMD_PTLOCKS => mm.memory().memmap().page(entry.pfn()).ptl.lock(),
             _ => return None,
         };
-        (!self.holds(lock)).then(|| Self::lock(mm.machine(), lock, class_of(level)))
+        self.lock_second(lock, class_of(level), Nesting::Plain)
     }
 }

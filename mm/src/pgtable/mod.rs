@@ -13,7 +13,7 @@ mod table;
 pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
 pub use entry::{Entry, EntrySlot, Protection, Slot64};
 pub use install::{TableError, pmd_alloc, pte_alloc, pte_alloc_map_lock};
-pub use lockptr::{pmd_lock, pmd_lockptr, pte_lockptr, pud_lock};
+pub use lockptr::{pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr, pud_lock};
 pub use mode::{FourLevel, Level, PagingMode, Tiny};
 pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,

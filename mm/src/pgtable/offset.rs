@@ -47,11 +47,16 @@ pub fn pte_unmap<M: Machine>(map: PteMap<'_, M>) {
 /// Dropping it is [`pte_unmap_unlock`].
 pub struct PteLocked<'m, M: Machine> {
     // Dropped in this order: unlock first, then the read section (I19).
-    _guard: PtlGuard<'m, M>,
+    guard: PtlGuard<'m, M>,
     map: PteMap<'m, M>,
 }
 
 impl<M: Machine> PteLocked<'_, M> {
+    /// The held lock, to take a second one beside it ([`super::pte_lock_second`]).
+    pub fn guard(&self) -> &PtlGuard<'_, M> {
+        &self.guard
+    }
+
     /// The PMD value that names the locked table; the slot holds it as long as this lives (I16).
     pub fn pmd(&self) -> Entry {
         self.map.snapshot
@@ -112,6 +117,7 @@ pub fn pte_offset_map<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>, address: 
 
 /// Maps and locks the PTE of `address` below `pmd`. `None` as for [`pte_offset_map`], possibly after retries.
 /// Takes the PTE lock.
+#[track_caller]
 pub fn pte_offset_map_lock<'m, M: Machine>(
     mm: &'m Mm<M>,
     pmd: Slot<'_, M>,
@@ -121,7 +127,7 @@ pub fn pte_offset_map_lock<'m, M: Machine>(
         let map = pte_offset_map(mm, pmd, address)?;
         let guard = PtlGuard::pte(mm, map.snapshot);
         if pmd.load() == map.snapshot {
-            return Some(PteLocked { _guard: guard, map });
+            return Some(PteLocked { guard, map });
         }
         // The slot moved on between snapshot and lock (R3): this table may be unhooked. Let go of it and look again.
     }

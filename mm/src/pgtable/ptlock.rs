@@ -6,7 +6,8 @@
 
 use crate::machine::Machine;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{LockClass, RawLock};
+use crate::sync::{LockClass, Nesting, RawLock, order};
+use core::marker::PhantomData;
 
 /// The page-table lock as a frame descriptor holds it: the lock itself, not a pointer to one.
 pub struct PtlStorage<L: RawLock> {
@@ -72,20 +73,48 @@ pub struct PtlGuard<'l, M: Machine> {
     lock: &'l M::Lock,
     machine: M,
     /// Held by a CPU, not by a thread: it must not travel.
-    _not_send: core::marker::PhantomData<*const ()>,
+    _not_send: PhantomData<*const ()>,
 }
 
 impl<'l, M: Machine> PtlGuard<'l, M> {
     /// Takes `lock`.
+    #[track_caller]
     pub(super) fn lock(machine: M, lock: &'l M::Lock, class: LockClass) -> Self {
-        lock.lock(machine, class);
-        Self { lock, machine, _not_send: core::marker::PhantomData }
+        Self::lock_as(machine, lock, class, Nesting::Plain)
+    }
+
+    #[track_caller]
+    fn lock_as(machine: M, lock: &'l M::Lock, class: LockClass, nesting: Nesting) -> Self {
+        order::take(machine, lock, class, nesting);
+        Self { lock, machine, _not_send: PhantomData }
     }
 
     /// Whether this is the guard of `lock`. In the single-lock build two names may mean one lock, which must be
     /// neither taken nor released twice (spec 2.1).
     pub(super) fn holds(&self, lock: &M::Lock) -> bool {
         core::ptr::eq(self.lock, lock)
+    }
+
+    /// Takes `lock` too, unless it is the lock this guard holds. Addresses are compared here, before the second lock; the
+    /// guard that is not made is not released, so no second unlock has to compare them (spec 2.1).
+    ///
+    /// [`Nesting::SingleDepth`] says that the caller knows the order of the two: fork's destination before its source,
+    /// mremap's old table before its new one (spec 2.2).
+    #[track_caller]
+    pub(crate) fn lock_second<'b>(
+        &self,
+        lock: &'b M::Lock,
+        class: LockClass,
+        nesting: Nesting,
+    ) -> Option<PtlGuard<'b, M>> {
+        (!self.holds(lock)).then(|| PtlGuard::lock_as(self.machine, lock, class, nesting))
+    }
+
+    /// Takes `lock` too if it is free, in whatever order; `None` also when it is the lock this guard holds.
+    #[track_caller]
+    pub(crate) fn try_lock_second<'b>(&self, lock: &'b M::Lock, class: LockClass) -> Option<PtlGuard<'b, M>> {
+        let taken = !self.holds(lock) && order::try_take(self.machine, lock, class);
+        taken.then(|| PtlGuard { lock, machine: self.machine, _not_send: PhantomData })
     }
 }
 

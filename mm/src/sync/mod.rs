@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod held;
+pub mod order;
 pub mod parking;
 pub mod rcu;
 pub mod rwlock;
@@ -16,6 +17,9 @@ pub mod ticket;
 mod testing;
 
 use crate::machine::Machine;
+
+/// The lock of this build: what a machine names as its [`Machine::Lock`], and what [`crate::config`] computes with.
+pub type BuildLock = ticket::TicketLock;
 
 /// Keeps its contents on cache lines of their own.
 #[repr(align(64))]
@@ -58,6 +62,17 @@ impl LockClass {
         }
     }
 
+    /// Its place in the lock order (spec 2.2): locks are waited for in rising rank. Those of the last rank, the leaves, are
+    /// waited for under one another neither.
+    pub(crate) const fn rank(self) -> u8 {
+        match self {
+            Self::PageTable => 0,
+            Self::Pmd => 1,
+            Self::Pte => 2,
+            Self::Zone | Self::Slab | Self::Other => 3,
+        }
+    }
+
     fn from_index(index: u8) -> Self {
         Self::ALL.get(usize::from(index)).copied().unwrap_or(Self::Other)
     }
@@ -75,14 +90,26 @@ impl LockClass {
     }
 }
 
-/// A mutual-exclusion algorithm of one word. Taken with interrupts on (I24): a shootdown may be under way under the lock,
+/// Why a lock may be waited for under another of its class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Nesting {
+    /// It is not, or its address is the higher one.
+    Plain,
+    /// The caller knows an order of its own: destination before source, old before new. One such lock at a time
+    /// (`SINGLE_DEPTH_NESTING`).
+    SingleDepth,
+}
+
+/// A mutual-exclusion algorithm. Taken with interrupts on (I24): a shootdown may be under way under the lock,
 /// and a waiter that does not take its interrupt would stop it for ever.
 pub trait RawLock: Send + Sync + 'static {
     /// A free lock.
     fn new() -> Self;
     /// Takes the lock, waiting by the machine's [`WaitingRule`](crate::machine::WaitingRule).
+    #[track_caller]
     fn lock<M: Machine>(&self, machine: M, class: LockClass);
     /// Takes the lock if it is free now. Never enqueues, never waits (I48).
+    #[track_caller]
     fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> bool;
     /// Gives the lock up, and wakes whoever is to have it next. Does not touch the word after the releasing store (I46).
     ///
@@ -90,6 +117,7 @@ pub trait RawLock: Send + Sync + 'static {
     ///
     /// The caller's CPU holds the lock.
     #[allow(unsafe_code)]
+    #[track_caller]
     unsafe fn unlock<M: Machine>(&self, machine: M);
     /// Whether anyone holds it.
     fn is_locked(&self) -> bool;

@@ -21,6 +21,7 @@
 
 use super::atomic::plain::{AtomicU32 as PlainU32, compiler_fence};
 use super::atomic::{AtomicU32, AtomicU64, Ordering, const_new};
+use super::order;
 use super::parking::STUCK_AFTER;
 use crate::config::NR_CPUS;
 use crate::cpu::CpuSet;
@@ -219,9 +220,10 @@ impl GracePeriod {
 }
 
 /// Waits until every read section that is open now has ended. With interrupts on, without a lock, outside of a section.
+#[track_caller]
 pub fn synchronize<M: Machine>(rcu: &Rcu, machine: M) {
     debug_assert!(machine.irqs_enabled(), "waits for a grace period with interrupts off");
-    debug_assert!(machine.local().held.count() == 0, "waits for a grace period under a lock (I25)");
+    order::assert_may_wait(machine, "a grace period");
     debug_assert!(!in_read_section(machine), "waits for its own read section");
     let rule = machine.waiting_rule();
     let started = machine.now();

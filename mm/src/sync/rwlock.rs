@@ -21,7 +21,7 @@
 //! and is woken.
 
 use super::atomic::{AtomicU64, Ordering};
-use super::rcu;
+use super::{order, rcu};
 use crate::machine::Machine;
 use core::marker::PhantomData;
 
@@ -45,6 +45,7 @@ impl MmapLock {
     }
 
     /// Takes the lock for reading. Not twice by one thread: a writer that waits in between would stop both.
+    #[track_caller]
     pub fn read<M: Machine>(&self, machine: M) -> MmapReadGuard<'_, M> {
         assert_may_sleep(machine);
         let mut word = self.0.load(Ordering::Relaxed);
@@ -65,6 +66,7 @@ impl MmapLock {
     }
 
     /// Takes the lock for writing.
+    #[track_caller]
     pub fn write<M: Machine>(&self, machine: M) -> MmapWriteGuard<'_, M> {
         assert_may_sleep(machine);
         // Relaxed: taking the lock, below, is what acquires.
@@ -137,8 +139,9 @@ impl Default for MmapLock {
     }
 }
 
+#[track_caller]
 fn assert_may_sleep<M: Machine>(machine: M) {
-    debug_assert!(machine.local().held.count() == 0, "mmap_lock is taken under another lock (I25)");
+    order::assert_may_wait(machine, "mmap_lock");
     debug_assert!(!rcu::in_read_section(machine), "mmap_lock is taken in a read section (I25)");
 }
 

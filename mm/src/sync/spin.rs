@@ -1,6 +1,6 @@
 //! A value behind one of `mm`'s locks, for `mm`'s own structures. Page tables use the bare lock in their descriptor.
 
-use super::{LockClass, RawLock};
+use super::{LockClass, Nesting, RawLock, order};
 use crate::machine::Machine;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -22,15 +22,17 @@ impl<T, L: RawLock> SpinLock<T, L> {
         Self { lock: L::new(), value: UnsafeCell::new(value) }
     }
 
-    /// Takes the lock. With interrupts on (I24).
+    /// Takes the lock. With interrupts on (I24), and by the order of [`super::order`].
+    #[track_caller]
     pub fn lock<M: Machine>(&self, machine: M, class: LockClass) -> SpinGuard<'_, T, L, M> {
-        self.lock.lock(machine, class);
+        order::take(machine, &self.lock, class, Nesting::Plain);
         SpinGuard { lock: self, machine, not_send: PhantomData }
     }
 
-    /// Takes the lock if it is free now.
+    /// Takes the lock if it is free now, whatever is held.
+    #[track_caller]
     pub fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> Option<SpinGuard<'_, T, L, M>> {
-        let taken = self.lock.try_lock(machine, class);
+        let taken = order::try_take(machine, &self.lock, class);
         taken.then(|| SpinGuard { lock: self, machine, not_send: PhantomData })
     }
 

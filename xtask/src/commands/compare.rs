@@ -47,21 +47,22 @@ pub fn compare(
     let base = Variant::from(&options.guest.variant);
     let mut kernels = Vec::new();
     for locks in [Locks::Split, Locks::Single] {
-        kernels.push((locks, builder.kernel(Variant { locks, ..base })?));
+        let variant = Variant { locks, ..base };
+        kernels.push((variant, builder.kernel(variant)?));
     }
     let mut comparison = Comparison::default();
     for round in 1..=RUNS {
         // In turn, so that whatever else this host does falls on both.
-        for (locks, kernel) in &kernels {
+        for (variant, kernel) in &kernels {
             let mut plan = run::plan(options, machine, Medium::Pvh(kernel.clone()));
             plan.seed = plan.seed.wrapping_add(round - 1);
             if let (Clock::Instructions { .. }, Task::Workload { rounds, .. }) = (machine.clock, &mut plan.task) {
                 rounds.get_or_insert(COUNTED_ROUNDS);
             }
-            if round == 1 && *locks == Locks::Split {
+            if round == 1 && variant.locks == Locks::Split {
                 run::announce(&plan);
             }
-            println!("{round:>6} of {RUNS}: {} locks", locks.word());
+            println!("{round:>6} of {RUNS}: {} locks", variant.name());
             let run = runner::run(workspace, emulator, &plan, &mut ())?;
             if !run.verdict.passed() {
                 let symbols = Symbols::load(kernel, workspace.root());
@@ -69,8 +70,9 @@ pub fn compare(
                 return Ok(false);
             }
             let built = run.ended.transcript.boot.map(|boot| boot.build).unwrap_or_default();
-            ensure!(built == locks.word(), "the kernel built with {} locks says it has {built:?} locks", locks.word());
-            comparison.add(*locks, &run.ended.transcript.phases);
+            let name = variant.name();
+            ensure!(built == name, "the kernel built with {name} locks says it has {built:?} locks");
+            comparison.add(variant.locks, &run.ended.transcript.phases);
         }
     }
     println!("\nmedians of {RUNS} runs each on {machine}, seeds {} on", options.guest.seed);

@@ -36,6 +36,7 @@ impl From<&cli::Variant> for Variant {
     fn from(options: &cli::Variant) -> Self {
         Self {
             locks: if options.single_lock { Locks::Single } else { options.config },
+            debug_locks: options.debug_locks,
             profile: if options.debug { Profile::Debug } else { Profile::Release },
         }
     }

@@ -44,7 +44,7 @@ impl Comparison {
                 self.phases.len() - 1
             });
             match locks {
-                Locks::Split => self.phases[index].split.push(rate),
+                Locks::Split | Locks::SplitPte => self.phases[index].split.push(rate),
                 Locks::Single => self.phases[index].single.push(rate),
             }
         }

@@ -12,7 +12,7 @@ use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::machine::{LocalFlush, Machine, SlotOf, WaitingRule};
 use mm::pgtable::{FourLevel, Level, PagingMode};
-use mm::sync::ticket::TicketLock;
+use mm::sync::BuildLock;
 use spin::Once;
 
 use crate::cpu::Features;
@@ -59,7 +59,7 @@ const DEDICATED: WaitingRule = WaitingRule { rounds: 0, polls: 32_768, polls_per
 // map, one frame after the other, as long as the kernel runs.
 unsafe impl Machine for X86 {
     type Mode = FourLevel;
-    type Lock = TicketLock;
+    type Lock = BuildLock;
 
     fn cpus(&self) -> &Cpus {
         &CPUS

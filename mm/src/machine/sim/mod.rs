@@ -35,7 +35,7 @@ use crate::address::{Pfn, VirtRange};
 use crate::cpu::{CpuId, CpuSet, Cpus};
 use crate::page::MemMap;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
-use crate::sync::ticket::TicketLock;
+use crate::sync::BuildLock;
 use cpu::{FLUSH, KICK, SimCpu};
 use current::Passage;
 use state::{State, Stopped};
@@ -102,7 +102,7 @@ impl<Mode: PagingMode> Copy for Sim<Mode> {}
 
 impl<Mode: PagingMode> Sim<Mode> {
     /// The descriptors of all memory.
-    pub fn memmap(self) -> MemMap<TicketLock> {
+    pub fn memmap(self) -> MemMap<BuildLock> {
         self.state.memmap
     }
 
@@ -181,7 +181,7 @@ impl<Mode: PagingMode> Sim<Mode> {
 // `map_table` and `frame_bytes` give out the frame's own slots, which live as long as the process.
 unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     type Mode = SimMode<Mode>;
-    type Lock = TicketLock;
+    type Lock = BuildLock;
 
     fn cpus(&self) -> &Cpus {
         &self.state.locals

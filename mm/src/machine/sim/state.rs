@@ -11,7 +11,7 @@ use crate::cpu::{CpuId, Cpus};
 use crate::machine::FrameUse;
 use crate::page::{MemMap, Page};
 use crate::pgtable::{EntrySlot, PagingMode};
-use crate::sync::ticket::TicketLock;
+use crate::sync::BuildLock;
 use std::fmt::Write;
 use std::panic::resume_unwind;
 use std::sync::Mutex;
@@ -29,7 +29,7 @@ pub(super) struct State<Mode: PagingMode> {
     pub(super) locals: Cpus,
     pub(super) cpus: Box<[SimCpu<Mode>]>,
     pub(super) memory: PhysicalMemory<Mode::Slot>,
-    pub(super) memmap: MemMap<TicketLock>,
+    pub(super) memmap: MemMap<BuildLock>,
     epoch: Instant,
     /// Nanoseconds of the machine's clock; 0 while nothing runs.
     deadline: AtomicU64,

@@ -45,7 +45,7 @@ fn read_sections_balance() {
     });
 }
 
-/// I17, I26: which lock a name means in this build, and that a lock is the one of the table returned with it.
+/// I17, I26, spec 2.1: which lock a name means in this build, and that a lock is the one of the table returned with it.
 #[test]
 fn locks_are_those_of_the_configuration() {
     let world = World::<FourLevel>::new(SimConfig::calm(256, 1, 1));
@@ -56,7 +56,9 @@ fn locks_are_those_of_the_configuration() {
         let (first, second) = (pmds.slot(page(0x200)), pmds.slot(page(0x400)));
         let same = |a: &<Sim<FourLevel> as Machine>::Lock, b| std::ptr::eq(a, b);
         assert_eq!(same(pte_lockptr(&mm, first.load()), pte_lockptr(&mm, second.load())), !USE_SPLIT_PTE_PTLOCKS);
-        assert_eq!(same(pte_lockptr(&mm, first.load()), pmd_lockptr(&mm, first)), !USE_SPLIT_PMD_PTLOCKS);
+        assert_eq!(same(pte_lockptr(&mm, first.load()), pmd_lockptr(&mm, first)), !USE_SPLIT_PTE_PTLOCKS);
+        assert_eq!(same(pmd_lockptr(&mm, first), mm.page_table_lock().lock()), !USE_SPLIT_PMD_PTLOCKS);
+        assert_eq!(same(pte_lockptr(&mm, first.load()), mm.page_table_lock().lock()), !USE_SPLIT_PTE_PTLOCKS);
         assert!(same(pmd_lockptr(&mm, first), pmd_lockptr(&mm, second)), "one PMD table, one lock");
         let locked = pte_offset_map_lock(&mm, first, page(0x200)).unwrap();
         assert!(pte_lockptr(&mm, locked.pmd()).is_locked());
