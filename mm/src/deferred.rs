@@ -57,6 +57,11 @@ impl<M: Machine> Garbage<M> {
         Some(pfn)
     }
 
+    /// Number of tables.
+    pub(crate) fn tables(&self) -> usize {
+        self.count
+    }
+
     fn len(&self) -> usize {
         self.count + self.removed.len()
     }
@@ -166,6 +171,15 @@ impl<M: Machine> Memory<M> {
     /// Waits for a grace period and frees everything that waits on any CPU; what another CPU is just freeing is free when
     /// it returns, too, or as much. Not in a read section and under no lock.
     pub fn drain_deferred(&self) {
+        self.drain_after(rcu::synchronize);
+    }
+
+    /// The same for an allocation that has found no memory: the grace period is an expedited one.
+    pub(crate) fn drain_deferred_expedited(&self) {
+        self.drain_after(rcu::synchronize_expedited);
+    }
+
+    fn drain_after(&self, grace_period: fn(&Rcu, M)) {
         let Deferred { backlogs, taken, freed } = self.deferred();
         // Relaxed: whoever finds a backlog emptied by this took its lock later.
         taken.0.fetch_add(1, Ordering::Relaxed);
@@ -178,7 +192,7 @@ impl<M: Machine> Memory<M> {
             all.append(self, next);
         }
         if !all.is_empty() {
-            rcu::synchronize(self.rcu(), self.machine());
+            grace_period(self.rcu(), self.machine());
             all.free(self);
         }
         // Release: pairs with the Acquire below, on another CPU.

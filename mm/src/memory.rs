@@ -128,7 +128,7 @@ impl<M: Machine> Memory<M> {
     /// Gives back what other CPUs hold in reserve and what waits for a grace period; the last resort of an allocation that
     /// failed. Not in a read section and under no lock.
     pub(crate) fn reclaim(&self) {
-        self.drain_deferred();
+        self.drain_deferred_expedited();
         self.slab.shrink(self.machine, &self.frames);
         self.frames.drain(self.machine);
     }

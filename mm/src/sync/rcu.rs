@@ -220,8 +220,21 @@ impl GracePeriod {
 }
 
 /// Waits until every read section that is open now has ended. With interrupts on, without a lock, outside of a section.
+/// Other CPUs are left alone for a while: most report by themselves.
 #[track_caller]
 pub fn synchronize<M: Machine>(rcu: &Rcu, machine: M) {
+    wait(rcu, machine, machine.waiting_rule().polls.max(1));
+}
+
+/// The same for those in a hurry: every CPU that might be reading is interrupted at once.
+#[track_caller]
+pub fn synchronize_expedited<M: Machine>(rcu: &Rcu, machine: M) {
+    wait(rcu, machine, 1);
+}
+
+/// Waits for a grace period; after `patience` polls interrupts the CPUs it still waits for.
+#[track_caller]
+fn wait<M: Machine>(rcu: &Rcu, machine: M, patience: u32) {
     debug_assert!(machine.irqs_enabled(), "waits for a grace period with interrupts off");
     order::assert_may_wait(machine, "a grace period");
     debug_assert!(!in_read_section(machine), "waits for its own read section");
@@ -233,7 +246,7 @@ pub fn synchronize<M: Machine>(rcu: &Rcu, machine: M) {
         // A CPU that waits reads nothing: two that wait must not wait for each other.
         quiescent(machine);
         polls = polls.saturating_add(1);
-        if polls == rule.polls.max(1) {
+        if polls == patience {
             grace_period.expedite(machine);
         }
         if polls.is_multiple_of(rule.polls_per_pause.max(1)) {
@@ -248,7 +261,9 @@ pub fn synchronize<M: Machine>(rcu: &Rcu, machine: M) {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{GracePeriod, Rcu, enter_idle, exit_idle, on_interrupt, quiescent, read_lock, synchronize};
+    use super::{
+        GracePeriod, Rcu, enter_idle, exit_idle, on_interrupt, quiescent, read_lock, synchronize, synchronize_expedited,
+    };
     use crate::cpu::CpuId;
     use crate::machine::Machine;
     use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -289,6 +304,24 @@ mod tests {
             machine.pause();
             assert!(machine.interrupts_taken(READER) > 0);
             assert!(poll(&mut grace_period));
+        });
+    }
+
+    /// A busy CPU outside of a section, which would never report by itself, and rules under which a waiter that is not in
+    /// a hurry would leave it alone for ever.
+    #[test]
+    fn an_expedited_grace_period_interrupts_busy_cpus_at_once() {
+        let (sim, rcu) = (machine(2, 0, u32::MAX), Rcu::new());
+        let machine = sim.handle();
+        let done = AtomicUsize::new(0);
+        machine.run_all(|cpu| {
+            if cpu == WAITER {
+                synchronize_expedited(&rcu, machine);
+                done.store(1, Ordering::Release);
+            }
+            while done.load(Ordering::Acquire) == 0 {
+                machine.pause();
+            }
         });
     }
 
