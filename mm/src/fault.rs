@@ -111,7 +111,8 @@ pub fn handle_mm_fault<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access
         let attempt = if raced < LOCKLESS_ATTEMPTS {
             attempt(mm, address, access)
         } else {
-            // No region is replaced under this lock, so what is left to lose against is another fault's progress.
+            // No region is replaced under this lock. What is left to lose against is another fault's progress, and
+            // advice that takes tables away.
             count(Counter::MmapLockFault);
             let _read = mm.mmap_lock().read(machine);
             attempt(mm, address, access)

@@ -1,76 +1,200 @@
 //! `mmu_gather`: collect what an unmapping takes out, flush the TLBs once, then free.
 //!
-//! Rule kept: unhook → invalidate → free, for pages and for tables (spec 8.1, I29, I30). Tables besides wait for the
-//! readers that may still walk them (I10). The books of a gather are bounded: when its list is full it flushes early, and
-//! no memory for a longer list means only smaller batches.
+//! Rules kept:
+//! - unhook → invalidate → free, for pages and for tables (spec 8.1, I29, I30); tables besides wait for the readers that
+//!   may still walk them (I10);
+//! - the books of a gather are bounded. Full lists are flushed early, and no memory for longer ones means only smaller
+//!   batches (spec 8.2);
+//! - who finds an entry gone that another gather of the same address space has not flushed yet, flushes everything
+//!   himself (R21): [`FlushPending`].
+
+mod pages;
 
 use crate::address::{Pfn, VirtAddr, VirtRange};
 use crate::address_space::Mm;
 use crate::config::PAGE_SIZE;
 use crate::deferred::Garbage;
 use crate::machine::Machine;
+use crate::pgtable::{Level, PagingMode};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::tlb;
+use pages::PageBatches;
 
-/// Pages collected between two flushes.
-const BATCH: usize = 256;
+/// Tables collected before they are flushed and handed on to wait for their readers.
+const TABLES: usize = if cfg!(loom) { 2 } else { 128 };
 
-/// What one unmapping has taken out of the tables so far.
-pub(crate) struct MmuGather<'m, M: Machine> {
-    mm: &'m Mm<M>,
-    /// What must not be translated any more before anything is freed.
-    range: Option<VirtRange>,
-    pages: [Pfn; BATCH],
-    count: usize,
-    garbage: Garbage<M>,
+/// Gathers of one address space that are under way: `mm->tlb_flush_pending`. Each has perhaps cleared entries that TLBs
+/// still know.
+///
+/// Why nobody returns too early (R21): T1 counts itself, clears an entry and has not flushed. T2 finds none there, so it
+/// has acquired T1's clearing and with it T1's count. It reads a count above its own and flushes everything; or T1's
+/// end, which comes after T1's flush.
+pub(crate) struct FlushPending(AtomicU32);
+
+impl FlushPending {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
 }
 
-impl<'m, M: Machine> MmuGather<'m, M> {
-    /// An empty gather (`tlb_gather_mmu`).
-    pub(crate) fn new(mm: &'m Mm<M>) -> Self {
-        Self { mm, range: None, pages: [Pfn(0); BATCH], count: 0, garbage: Garbage::new() }
+/// One gather's share of the count, from before its first change to after its last flush.
+struct Pending<'m>(&'m FlushPending);
+
+impl<'m> Pending<'m> {
+    fn begin(pending: &'m FlushPending) -> Self {
+        // Relaxed: published with each cleared entry, by the release of that.
+        pending.0.fetch_add(1, Ordering::Relaxed);
+        Self(pending)
     }
 
-    /// The translation of `address` has been cleared or has lost rights.
-    pub(crate) fn widen(&mut self, address: VirtAddr) {
-        let (start, end) = (address.page().0, address.page().0 + PAGE_SIZE as u64);
+    /// Whether another gather is under way (`mm_tlb_flush_nested`).
+    fn is_nested(&self) -> bool {
+        // Acquire: pairs with the end of a gather that this one does not count any more; its flush is over.
+        self.0.0.load(Ordering::Acquire) > 1
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        // Release: the flush comes before; pairs with `is_nested`. An RMW, so that a later one passes it on.
+        self.0.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// What TLBs may still hold of what a gather has taken out.
+struct Stale {
+    range: Option<VirtRange>,
+    /// The lowest level an entry was cleared at: the distance of the addresses that a flush of the range has to name.
+    stride: Level,
+    /// Tables went too, so paging-structure caches hold pointers to them (spec 8.4).
+    freed_tables: bool,
+}
+
+impl Stale {
+    fn nothing<M: Machine>() -> Self {
+        Self { range: None, stride: M::Mode::TOP, freed_tables: false }
+    }
+
+    fn widen(&mut self, start: u64, end: u64, level: Level) {
         self.range = match self.range {
             None => VirtRange::new(start, end),
             Some(range) => VirtRange::new(range.start.0.min(start), range.end.0.max(end)),
         };
+        self.stride = self.stride.min(level);
+    }
+}
+
+/// What one unmapping has taken out of the tables so far.
+pub(crate) struct MmuGather<'m, M: Machine> {
+    mm: &'m Mm<M>,
+    stale: Stale,
+    pages: PageBatches<M>,
+    garbage: Garbage<M>,
+    pending: Pending<'m>,
+}
+
+impl<'m, M: Machine> MmuGather<'m, M> {
+    /// An empty gather (`tlb_gather_mmu`). Before the first change and under no page-table lock.
+    pub(crate) fn new(mm: &'m Mm<M>) -> Self {
+        Self {
+            mm,
+            stale: Stale::nothing::<M>(),
+            pages: PageBatches::new(mm.memory()),
+            garbage: Garbage::new(),
+            pending: Pending::begin(mm.flush_pending()),
+        }
+    }
+
+    /// The translation of `address` has been cleared or has lost rights (`tlb_flush_pte_range`).
+    pub(crate) fn widen(&mut self, address: VirtAddr) {
+        self.widen_level(address, Level::Pte);
+    }
+
+    /// The same for an entry of `level` (`tlb_flush_pmd_range`, `tlb_flush_pud_range`).
+    pub(crate) fn widen_level(&mut self, address: VirtAddr, level: Level) {
+        let span = M::Mode::entry_span(level);
+        let start = address.0 & !(span - 1);
+        self.stale.widen(start, start + span, level);
+    }
+
+    /// Sees that `pages` more fit before a flush is due, if there is memory for that. Under no page-table lock.
+    pub(crate) fn reserve(&mut self, pages: u64) {
+        self.pages.reserve(pages);
     }
 
     /// `pfn` was mapped at `address`, and that mapping's reference now belongs to the gather. True when the list is full:
-    /// drop the lock and call [`Self::flush`].
+    /// drop the lock and call [`Self::flush`] (`tlb_remove_page`).
     #[must_use]
     pub(crate) fn remove_page(&mut self, pfn: Pfn, address: VirtAddr) -> bool {
         self.widen(address);
-        self.pages[self.count] = pfn;
-        self.count += 1;
-        self.count == BATCH
+        self.pages.push(pfn)
     }
 
-    /// The table in `pfn`, which translated from `address` on, has been unhooked.
-    pub(crate) fn remove_table(&mut self, pfn: Pfn, address: VirtAddr) {
+    /// The PTE table in `pfn`, which translated from `address` on, has been unlinked. Under no page-table lock and in no
+    /// read section, here and below: a long list is flushed at once and waits for its readers.
+    pub(crate) fn pte_free_tlb(&mut self, pfn: Pfn, address: VirtAddr) {
+        self.remove_table(pfn, address);
+    }
+
+    /// As [`Self::pte_free_tlb`], of a PMD table. It has no deposit any more (I13).
+    pub(crate) fn pmd_free_tlb(&mut self, pfn: Pfn, address: VirtAddr) {
+        self.remove_table(pfn, address);
+    }
+
+    /// As [`Self::pte_free_tlb`], of a PUD table.
+    pub(crate) fn pud_free_tlb(&mut self, pfn: Pfn, address: VirtAddr) {
+        self.remove_table(pfn, address);
+    }
+
+    /// As [`Self::pte_free_tlb`], of a table of any level below the top.
+    pub(crate) fn free_tlb(&mut self, level: Level, pfn: Pfn, address: VirtAddr) {
+        match level {
+            Level::Pte => self.pte_free_tlb(pfn, address),
+            Level::Pmd => self.pmd_free_tlb(pfn, address),
+            _ => self.pud_free_tlb(pfn, address),
+        }
+    }
+
+    fn remove_table(&mut self, pfn: Pfn, address: VirtAddr) {
         // One page of the table's span is enough: its flush drops every paging-structure entry (spec 8.5).
-        self.widen(address);
+        let start = address.page().0;
+        self.stale.widen(start, start + PAGE_SIZE as u64, Level::Pte);
+        self.stale.freed_tables = true;
         self.garbage.push_table(self.mm.memory(), pfn);
+        if self.garbage.tables() >= TABLES {
+            self.flush();
+            self.mm.memory().defer(core::mem::replace(&mut self.garbage, Garbage::new()));
+        }
     }
 
-    /// Flushes what has been collected on every CPU that may hold it, then drops the pages' references. No page-table lock
-    /// may be held: it is not needed, and the wait is long.
-    pub(crate) fn flush(&mut self) {
-        if let Some(range) = self.range.take() {
+    /// Flushes what has been collected on every CPU that may hold it (`tlb_flush_mmu_tlbonly`).
+    fn invalidate(&mut self) {
+        let stale = core::mem::replace(&mut self.stale, Stale::nothing::<M>());
+        if let Some(range) = stale.range {
             tlb::flush_range(self.mm, range);
         }
-        for pfn in &self.pages[..self.count] {
-            self.mm.memory().put_page(*pfn);
-        }
-        self.count = 0;
+    }
+
+    /// Flushes what has been collected, then drops the pages' references (`tlb_flush_mmu`). No page-table lock may be
+    /// held: it is not needed, and the wait is long.
+    pub(crate) fn flush(&mut self) {
+        self.invalidate();
+        self.pages.put_all();
     }
 
     /// Flushes and frees everything but the tables, which are handed on to wait for their readers (`tlb_finish_mmu`).
+    /// Under no page-table lock.
     pub(crate) fn finish(mut self) -> Garbage<M> {
+        if self.pending.is_nested() {
+            // What was none here was perhaps taken out by another gather, tables included, and is not flushed yet.
+            self.stale.widen(0, M::Mode::USER_END.0, Level::Pte);
+            self.stale.freed_tables = true;
+        }
         self.flush();
+        self.pages.release();
         self.garbage
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -11,7 +11,7 @@ use crate::gather::MmuGather;
 use crate::machine::Machine;
 use crate::memory::OutOfMemory;
 use crate::object::ObjectRef;
-use crate::pgtable::{PagingMode, Protection, PteLocked, for_each_pte, free_pgtables};
+use crate::pgtable::{PagingMode, Protection, Regions, for_each_pte, free_pgtables, unmap_page_range};
 use crate::vma::{Backing, Removed, SpliceError, Vma, VmaChain};
 use core::ops::ControlFlow;
 
@@ -176,7 +176,7 @@ impl<M: Machine> Mm<M> {
 
         let bounds = self.free_space_around(&write, range);
         let mut gather = MmuGather::new(self);
-        self.zap(&write, range, &mut gather);
+        unmap_page_range(self, &write, range, Regions::Detached, &mut gather);
         free_pgtables(self, &write, range, bounds, &mut gather);
         let mut garbage = gather.finish();
         garbage.removed = removed;
@@ -237,7 +237,7 @@ impl<M: Machine> Mm<M> {
         Ok(garbage)
     }
 
-    fn check_range(&self, range: VirtRange) -> Result<(), MapError> {
+    pub(super) fn check_range(&self, range: VirtRange) -> Result<(), MapError> {
         let valid = VirtRange::new(range.start.0, range.end.0).is_some_and(|range| range.end <= M::Mode::USER_END);
         if valid { Ok(()) } else { Err(MapError::BadRange) }
     }
@@ -274,34 +274,6 @@ impl<M: Machine> Mm<M> {
         let end = self.vmas().first_ending_above(write, range.start).map_or(M::Mode::USER_END, |vma| vma.range().start);
         VirtRange { start: self.vmas().floor(write, range.start), end }
     }
-
-    /// Clears every entry of `range` (`unmap_page_range`), flushing early whenever the gather is full.
-    fn zap(&self, write: &MmapWrite<'_, M>, range: VirtRange, gather: &mut MmuGather<'_, M>) {
-        let mut next = Some(range);
-        while let Some(rest) = next {
-            let end = for_each_pte(self, write, rest, |address, pte| {
-                if zap_pte(self, pte, address, gather) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            next = VirtRange::new(end.0, range.end.0);
-            if next.is_some() {
-                gather.flush();
-            }
-        }
-    }
-}
-
-/// Clears one entry; its page belongs to the gather then. True when the gather is full.
-fn zap_pte<M: Machine>(mm: &Mm<M>, pte: &PteLocked<'_, M>, address: VirtAddr, gather: &mut MmuGather<'_, M>) -> bool {
-    if pte.load().is_none() {
-        return false;
-    }
-    let entry = pte.clear();
-    if entry.is_special() {
-        gather.widen(address);
-        return false;
-    }
-    mm.memory().memmap().page(entry.pfn()).unmap();
-    gather.remove_page(entry.pfn(), address)
 }
 
 /// The part of `vma` below `range`.

@@ -4,17 +4,20 @@
 //! `mmap_lock` each have a line of their own.
 #![allow(unsafe_code)]
 
+mod advise;
 mod map;
 
 pub use map::{MapError, Mapping};
 
 use crate::address::{Pfn, VirtAddr};
+use crate::gather::FlushPending;
 use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
 use crate::pgtable::{PageTableLock, PagingMode, pgd_alloc, pgd_free};
 use crate::slab::SlabKind;
 use crate::sync::OwnLine;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+pub(crate) use crate::sync::rwlock::MmapHeld;
 use crate::sync::rwlock::{MmapLock, MmapWriteGuard};
 use crate::tlb::{self, MmTlb};
 use crate::vma::VmaTree;
@@ -38,6 +41,8 @@ struct Counts {
     /// Bytes of linked tables, the top one not counted (spec 3.2).
     pgtables_bytes: AtomicU64,
     references: AtomicU32,
+    /// Gathers under way (`tlb_flush_pending`).
+    flush_pending: FlushPending,
 }
 
 impl<M: Machine> Mm<M> {
@@ -59,7 +64,11 @@ impl<M: Machine> Mm<M> {
             mmap_lock: OwnLine(MmapLock::new()),
             page_table_lock: OwnLine(PageTableLock::new()),
             tlb: MmTlb::new(memory.next_mm_id()),
-            counts: OwnLine(Counts { pgtables_bytes: AtomicU64::new(0), references: AtomicU32::new(1) }),
+            counts: OwnLine(Counts {
+                pgtables_bytes: AtomicU64::new(0),
+                references: AtomicU32::new(1),
+                flush_pending: FlushPending::new(),
+            }),
         };
         match memory.alloc_value(SlabKind::AddressSpace, mm) {
             Ok(mm) => {
@@ -106,6 +115,10 @@ impl<M: Machine> Mm<M> {
 
     pub(crate) fn pgtables_bytes(&self) -> &AtomicU64 {
         &self.counts.0.pgtables_bytes
+    }
+
+    pub(crate) fn flush_pending(&self) -> &FlushPending {
+        &self.counts.0.flush_pending
     }
 
     /// Bytes of linked tables below the top one (I7).

@@ -92,6 +92,12 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn block_while(self, key: usize, still: &mut dyn FnMut() -> bool);
     /// Wakes every sleeper on `key`.
     fn wake(self, key: usize);
+    /// Whether another thread of this CPU should run soon. Cheap: long loops ask under a lock, and then let go of it.
+    fn need_resched(self) -> bool {
+        false
+    }
+    /// Lets other threads of this CPU run if they should. Not under a lock or in a read section.
+    fn cond_resched(self) {}
     /// Reports a wait that has gone on for so long that it can only be a bug, and does not return.
     fn stuck(self, what: &'static str) -> !;
 

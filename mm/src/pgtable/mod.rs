@@ -7,9 +7,13 @@ mod lockptr;
 mod mode;
 mod offset;
 mod ptlock;
+mod reclaim;
 mod remove;
 mod table;
+mod zap;
 
+#[cfg(all(test, not(loom)))]
+pub(crate) use alloc::UnpublishedTable;
 pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
 pub use entry::{Entry, EntrySlot, Protection, Slot64};
 pub use install::{TableError, pmd_alloc, pte_alloc, pte_alloc_map_lock};
@@ -19,5 +23,6 @@ pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
 };
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage};
-pub(crate) use remove::{for_each_pte, free_pgtables};
+pub(crate) use remove::{Regions, for_each_pte, free_pgtables};
 pub use table::{Slot, Table};
+pub(crate) use zap::unmap_page_range;

@@ -91,6 +91,11 @@ impl<M: Machine> PteLocked<'_, M> {
         }
     }
 
+    /// Whether somebody waits for the lock in its queue.
+    pub(super) fn is_contended(&self) -> bool {
+        self.guard.is_contended()
+    }
+
     /// Turns to another address of the same table; the lock stays held.
     pub(crate) fn move_to(&mut self, address: VirtAddr) {
         self.map.address = address;

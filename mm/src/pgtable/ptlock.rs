@@ -89,6 +89,11 @@ impl<'l, M: Machine> PtlGuard<'l, M> {
         Self { lock, machine, _not_send: PhantomData }
     }
 
+    /// Whether somebody waits for the lock in its queue.
+    pub(super) fn is_contended(&self) -> bool {
+        self.lock.is_contended()
+    }
+
     /// Whether this is the guard of `lock`. In the single-lock build two names may mean one lock, which must be
     /// neither taken nor released twice (spec 2.1).
     pub(super) fn holds(&self, lock: &M::Lock) -> bool {

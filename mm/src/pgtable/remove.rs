@@ -6,16 +6,25 @@
 //! I10); nobody waits for a PMD lock while holding a PTE lock (I22).
 
 use super::lockptr::lock_table_of;
-use super::{EntrySlot, Level, PagingMode, PteLocked, Slot, Table, pte_offset_map_lock};
+use super::reclaim::unlink;
+use super::{Level, PagingMode, PteLocked, Slot, Table, pte_offset_map_lock};
 use crate::address::{VirtAddr, VirtRange};
 use crate::address_space::{Mm, MmapWrite};
 use crate::config::PAGE_SIZE;
 use crate::gather::MmuGather;
 use crate::machine::Machine;
 use crate::pgtable::Entry;
-use crate::sync::atomic::Ordering;
 use crate::sync::rcu::{self, RcuRead};
 use core::ops::ControlFlow;
+
+/// What becomes of the regions of a range whose slots are visited.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Regions {
+    /// They are detached: none slots are judged under their lock too. The holder of `mmap_lock` for writing says so.
+    Detached,
+    /// They stay, and faults go on filling slots.
+    Kept,
+}
 
 /// Calls `visit` for each PTE slot of `range` that has a table, under the slot's lock, and returns the address to go on
 /// from if `visit` broke off (that slot has been visited), else the range's end. Takes and drops one PTE lock a table.
@@ -28,7 +37,7 @@ pub(crate) fn for_each_pte<M: Machine>(
     let mut address = range.start;
     while address < range.end {
         let rcu = rcu::read_lock(mm.machine());
-        let pmd_table = match pmd_table_of(mm, &rcu, address) {
+        let pmd_table = match pmd_table_of(mm, &rcu, address, Regions::Detached) {
             Ok(table) => table,
             Err(hole) => {
                 address = entry_end::<M>(hole, address, range.end);
@@ -37,7 +46,7 @@ pub(crate) fn for_each_pte<M: Machine>(
         };
         let pmd = pmd_table.slot(address);
         let end = entry_end::<M>(Level::Pmd, address, range.end);
-        if settled_entry(mm, pmd).is_none() {
+        if Regions::Detached.look(mm, pmd).is_none() {
             address = end;
             continue;
         }
@@ -58,12 +67,17 @@ pub(crate) fn for_each_pte<M: Machine>(
     range.end
 }
 
-/// The PMD table for `address`, or the level of the table whose entry for it is none for good.
-fn pmd_table_of<'r, M: Machine>(mm: &'r Mm<M>, rcu: &'r RcuRead<M>, address: VirtAddr) -> Result<Table<'r, M>, Level> {
+/// The PMD table for `address`, or the level of the table whose entry for it is none, as `regions` wants it judged.
+pub(super) fn pmd_table_of<'r, M: Machine>(
+    mm: &'r Mm<M>,
+    rcu: &'r RcuRead<M>,
+    address: VirtAddr,
+    regions: Regions,
+) -> Result<Table<'r, M>, Level> {
     let mut table = Table::top(mm);
     while table.level() != Level::Pmd {
         let level = table.level();
-        let entry = settled_entry(mm, table.slot(address));
+        let entry = regions.look(mm, table.slot(address));
         let Some(below) = M::Mode::below(level).filter(|_| entry.is_table()) else {
             return Err(level);
         };
@@ -72,19 +86,21 @@ fn pmd_table_of<'r, M: Machine>(mm: &'r Mm<M>, rcu: &'r RcuRead<M>, address: Vir
     Ok(table)
 }
 
-/// The entry of `slot`; if it looks none, as it is under the slot's lock, so that no fault of a detached region can fill
-/// it afterwards.
-fn settled_entry<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>) -> Entry {
-    let entry = slot.load();
-    if !entry.is_none() {
-        return entry;
+impl Regions {
+    /// The entry of `slot`. If it looks none and the regions are detached, as it is under the slot's lock, so that no fault
+    /// of theirs can fill it afterwards.
+    pub(super) fn look<M: Machine>(self, mm: &Mm<M>, slot: Slot<'_, M>) -> Entry {
+        let entry = slot.load();
+        if !entry.is_none() || self == Self::Kept {
+            return entry;
+        }
+        let _guard = lock_table_of(mm, slot);
+        slot.load()
     }
-    let _guard = lock_table_of(mm, slot);
-    slot.load()
 }
 
 /// First address behind the entry of a table of `level` that translates `address`, but no further than `limit`.
-fn entry_end<M: Machine>(level: Level, address: VirtAddr, limit: VirtAddr) -> VirtAddr {
+pub(super) fn entry_end<M: Machine>(level: Level, address: VirtAddr, limit: VirtAddr) -> VirtAddr {
     let span = M::Mode::entry_span(level);
     VirtAddr(((address.0 & !(span - 1)) + span).min(limit.0))
 }
@@ -116,7 +132,7 @@ fn free_below<M: Machine>(
         let entry = slot.load();
         if entry.is_table() {
             if let Some(part) = VirtRange::new(address.0, address.0 + span).and_then(|s| s.intersection(&range)) {
-                // The table stays hooked during this, and only the holder of `mmap_lock` unhooks tables.
+                // The table stays hooked during this: whoever unhooks tables holds `mmap_lock`, at least for reading.
                 let child = Table::map_private(mm.memory(), entry.pfn(), below);
                 free_below(mm, &child, part, bounds, gather);
             }
@@ -130,17 +146,12 @@ fn free_below<M: Machine>(
 
 /// Takes the table of `level` out of `slot`, holding the slot's lock and the table's own.
 fn unhook<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, address: VirtAddr, gather: &mut MmuGather<'_, M>) {
-    let parent = lock_table_of(mm, slot);
-    let entry = slot.load();
-    let own = parent.nested(mm, entry, level);
-    debug_assert!(
-        Table::map_private(mm.memory(), entry.pfn(), level).slots().iter().all(|slot| slot.load().is_none()),
-        "a table in use is unhooked"
-    );
-    slot.cell().swap(Entry::NONE);
-    mm.memory().memmap().page(entry.pfn()).mark_detached();
-    drop(own);
-    drop(parent);
-    mm.pgtables_bytes().fetch_sub(PAGE_SIZE as u64, Ordering::Relaxed);
-    gather.remove_table(entry.pfn(), address);
+    let entry = {
+        let parent = lock_table_of(mm, slot);
+        let entry = slot.load();
+        let _own = parent.nested(mm, entry, level);
+        unlink(mm, slot, entry, level);
+        entry
+    };
+    gather.free_tlb(level, entry.pfn(), address);
 }

@@ -173,6 +173,12 @@ impl<M: Machine> Drop for MmapWriteGuard<'_, M> {
     }
 }
 
+/// Proof that `mmap_lock` of some address space is held, for reading or for writing: no region comes or goes.
+pub trait MmapHeld {}
+
+impl<M: Machine> MmapHeld for MmapReadGuard<'_, M> {}
+impl<M: Machine> MmapHeld for MmapWriteGuard<'_, M> {}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::{COUNT, COUNT_BITS, MmapLock, READERS, WAITING_WRITERS};

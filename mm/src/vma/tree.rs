@@ -7,7 +7,7 @@
 
 use super::{Vma, VmaChain};
 use crate::address::{VirtAddr, VirtRange};
-use crate::address_space::MmapWrite;
+use crate::address_space::{MmapHeld, MmapWrite};
 use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
 use crate::slab::SlabKind;
@@ -153,12 +153,8 @@ impl<M: Machine> VmaTree<M> {
     }
 
     /// The first region that ends above `address`. Any change is excluded by the caller's hold on `mmap_lock`.
-    pub(crate) fn first_ending_above<'w>(
-        &'w self,
-        _write: &'w MmapWrite<'_, M>,
-        address: VirtAddr,
-    ) -> Option<&'w Vma<M>> {
-        // SAFETY: the holder of `mmap_lock` is the only one who takes nodes or regions out.
+    pub(crate) fn first_ending_above<'w>(&'w self, _held: &'w impl MmapHeld, address: VirtAddr) -> Option<&'w Vma<M>> {
+        // SAFETY: nodes and regions are taken out under `mmap_lock` for writing, which the caller holds or keeps out.
         let root = unsafe { self.root.load(Ordering::Acquire).as_ref() }?;
         let first = root.last_not_above(address.0).unwrap_or(0);
         root.children[first..root.len].iter().find_map(|leaf| {
@@ -175,12 +171,12 @@ impl<M: Machine> VmaTree<M> {
     /// The regions that overlap `range`, in order.
     pub(crate) fn overlapping<'w>(
         &'w self,
-        write: &'w MmapWrite<'_, M>,
+        held: &'w impl MmapHeld,
         range: VirtRange,
     ) -> impl Iterator<Item = &'w Vma<M>> {
         let mut from = range.start;
         core::iter::from_fn(move || {
-            let vma = self.first_ending_above(write, from).filter(|vma| vma.range().start < range.end)?;
+            let vma = self.first_ending_above(held, from).filter(|vma| vma.range().start < range.end)?;
             from = vma.range().end;
             Some(vma)
         })
