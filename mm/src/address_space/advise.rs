@@ -44,3 +44,6 @@ impl<M: Machine> Mm<M> {
         Ok(gather.finish())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
