@@ -63,6 +63,8 @@ indices! {
         ShootdownTargets = "shootdown_targets",
         /// Flush requests of other CPUs answered, those included that had nothing to flush here.
         FlushesServed = "flushes_served",
+        /// Entries that were neither none, nor a table, nor a page, and have been cleared.
+        BadEntries = "bad_entries",
         /// Page tables allocated.
         TablesAllocated = "tables_allocated",
         /// Page tables freed.

@@ -70,6 +70,7 @@ pub fn prepare() {
         block_while: thread::block_while,
         wake: thread::wake,
         stuck: |what| panic!("waited for {what} beyond any reason"),
+        report_bad_entry: |level, entry| log::error!("a {level:?} table held {entry:?}, which is now cleared"),
     });
     interrupt::set_hooks(Hooks { flush: || tlb::service(X86), after_any: || rcu::on_interrupt(X86) });
     thread::set_idle_hooks(idle::HOOKS);

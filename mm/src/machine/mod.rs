@@ -6,7 +6,7 @@
 
 use crate::address::{Pfn, VirtRange};
 use crate::cpu::{CpuId, CpuLocal, CpuSet, Cpus};
-use crate::pgtable::{Level, PagingMode};
+use crate::pgtable::{Entry, Level, PagingMode};
 use crate::sync::RawLock;
 
 #[cfg(all(any(test, feature = "sim"), not(loom)))]
@@ -100,6 +100,10 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn cond_resched(self) {}
     /// Reports a wait that has gone on for so long that it can only be a bug, and does not return.
     fn stuck(self, what: &'static str) -> !;
+
+    /// Reports that a table of `level` held `entry`, which is neither none, nor a table, nor a page, and has been cleared.
+    /// Any lock of `mm` may be held. [`Counter::BadEntries`](crate::stats::Counter::BadEntries) counts it in any case.
+    fn report_bad_entry(self, _level: Level, _entry: Entry) {}
 
     // Memory
 

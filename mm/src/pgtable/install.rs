@@ -5,14 +5,15 @@
 //! (I15, R1, and the design's rule for lockless region lookup). The loser of a race destroys its spare.
 
 use super::alloc::{OutOfTables, UnpublishedTable};
+use super::bad::entry_or_clear_bad;
 use super::lockptr::lock_table_of;
-use super::{Entry, EntrySlot, Level, PagingMode, Slot, Table};
+use super::{Entry, EntrySlot, Level, PagingMode, PteLocked, PteMap, Slot, Table, pte_offset_map, pte_offset_map_lock};
 use crate::address::VirtAddr;
 use crate::address_space::Mm;
 use crate::config::PAGE_SIZE;
 use crate::machine::Machine;
 use crate::sync::atomic::Ordering;
-use crate::sync::rcu::RcuRead;
+use crate::sync::rcu::{self, RcuRead};
 use crate::vma::Vma;
 
 /// Why a table could not be provided.
@@ -22,7 +23,7 @@ pub enum TableError {
     OutOfTables,
     /// The region went away meanwhile: look it up again.
     Raced,
-    /// An entry on the way is neither none nor a table pointer: the tables are corrupt.
+    /// An entry on the way is neither none nor a table pointer.
     Bad,
 }
 
@@ -46,7 +47,7 @@ pub fn pmd_alloc<'r, M: Machine>(
     let mut table = Table::top(mm);
     while let Some(below) = M::Mode::below(table.level()).filter(|_| table.level() != Level::Pmd) {
         let slot = table.slot(address);
-        let mut entry = slot.load();
+        let mut entry = entry_or_clear_bad(mm.machine(), slot);
         if entry.is_none() {
             entry = install(mm, slot, below, vma)?;
         }
@@ -64,11 +65,26 @@ pub fn pmd_alloc<'r, M: Machine>(
 ///
 /// See [`TableError`].
 pub fn pte_alloc<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, vma: &Vma<M>) -> Result<(), TableError> {
-    let mut entry = pmd.load();
+    let mut entry = entry_or_clear_bad(mm.machine(), pmd);
     if entry.is_none() {
         entry = install(mm, pmd, Level::Pte, vma)?;
     }
     if entry.is_table() { Ok(()) } else { Err(TableError::Bad) }
+}
+
+/// [`pte_alloc`], then `pte_offset_map`.
+///
+/// # Errors
+///
+/// See [`TableError`]: out of memory and a lost race are told apart (spec 1.4).
+pub fn pte_alloc_map<'m, M: Machine>(
+    mm: &'m Mm<M>,
+    pmd: Slot<'_, M>,
+    vma: &Vma<M>,
+    address: VirtAddr,
+) -> Result<PteMap<'m, M>, TableError> {
+    pte_alloc(mm, pmd, vma)?;
+    pte_offset_map(mm, pmd, address).ok_or(TableError::Raced)
 }
 
 /// [`pte_alloc`], then `pte_offset_map_lock`.
@@ -82,16 +98,56 @@ pub fn pte_alloc_map_lock<'m, M: Machine>(
     pmd: Slot<'_, M>,
     vma: &Vma<M>,
     address: VirtAddr,
-) -> Result<super::PteLocked<'m, M>, TableError> {
+) -> Result<PteLocked<'m, M>, TableError> {
     pte_alloc(mm, pmd, vma)?;
-    super::pte_offset_map_lock(mm, pmd, address).ok_or(TableError::Raced)
+    pte_offset_map_lock(mm, pmd, address).ok_or(TableError::Raced)
 }
 
-/// Fills `slot` with a new table of `level` unless somebody else has (`pmd_install`, `pud_populate`); returns the entry
-/// that is there then.
+/// The PTE of `address`, an address of `vma`, mapped and locked, with every table above it made where it is missing.
+///
+/// # Errors
+///
+/// See [`TableError`].
+#[track_caller]
+pub fn get_locked_pte<'m, M: Machine>(
+    mm: &'m Mm<M>,
+    vma: &Vma<M>,
+    address: VirtAddr,
+) -> Result<PteLocked<'m, M>, TableError> {
+    let rcu = rcu::read_lock(mm.machine());
+    let pmds = pmd_alloc(mm, &rcu, vma, address)?;
+    pte_alloc_map_lock(mm, pmds.slot(address), vma, address)
+}
+
+/// Fills `slot` with a new table of `level` unless somebody else has (`pud_populate`); returns the entry that is there
+/// then.
 fn install<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>) -> Result<Entry, TableError> {
-    let spare = UnpublishedTable::allocate(mm.memory(), level)?;
-    // Dropped before `spare`, which a lost race destroys outside the lock.
+    let mut spare = Some(UnpublishedTable::allocate(mm.memory(), level)?);
+    // A spare that is left is destroyed here, outside the lock.
+    publish(mm, slot, &mut spare, vma)
+}
+
+/// Fills `pmd` with the PTE table `spare` if the slot is none; else leaves the table to the caller. Takes the PMD lock.
+///
+/// # Errors
+///
+/// [`TableError::Raced`] when the region has gone.
+pub fn pmd_install<M: Machine>(
+    mm: &Mm<M>,
+    pmd: Slot<'_, M>,
+    spare: &mut Option<UnpublishedTable<'_, M>>,
+    vma: &Vma<M>,
+) -> Result<(), TableError> {
+    debug_assert_eq!(pmd.table().level(), Level::Pmd);
+    publish(mm, pmd, spare, vma).map(|_| ())
+}
+
+fn publish<M: Machine>(
+    mm: &Mm<M>,
+    slot: Slot<'_, M>,
+    spare: &mut Option<UnpublishedTable<'_, M>>,
+    vma: &Vma<M>,
+) -> Result<Entry, TableError> {
     let _guard = lock_table_of(mm, slot);
     if vma.is_detached() {
         return Err(TableError::Raced);
@@ -100,9 +156,10 @@ fn install<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>
     if !current.is_none() {
         return Ok(current);
     }
+    let Some(table) = spare.take() else { return Ok(current) };
     // Relaxed: a count, checked when nobody changes it any more (I6, I7).
     mm.pgtables_bytes().fetch_add(PAGE_SIZE as u64, Ordering::Relaxed);
-    let entry = spare.into_entry();
+    let entry = table.into_entry();
     slot.cell().store(entry);
     Ok(entry)
 }

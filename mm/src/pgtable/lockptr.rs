@@ -10,7 +10,7 @@
 //! takes the second, and the guard it does not make is not released either.
 
 use super::ptlock::PtlGuard;
-use super::{Entry, Level, Slot};
+use super::{Entry, Level, PteMap, Slot};
 use crate::address_space::Mm;
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::machine::Machine;
@@ -69,6 +69,17 @@ pub fn pmd_trylock<'m, M: Machine>(
     under.try_lock_second(pmd_lockptr(mm, pmd), class_of(Level::Pmd))
 }
 
+/// The lock of the PTE table that is mapped, by the slot: that of the *containing* table, as for [`pmd_lockptr`].
+pub fn ptep_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pte: &PteMap<'m, M>) -> &'m M::Lock {
+    if USE_SPLIT_PTE_PTLOCKS { pte.slot().table().page().ptl.lock() } else { mm.page_table_lock().lock() }
+}
+
+/// The lock of the levels above the PMD: always `mm->page_table_lock`.
+pub fn pud_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pud: Slot<'_, M>) -> &'m M::Lock {
+    debug_assert!(pud.table().level() > Level::Pmd);
+    mm.page_table_lock().lock()
+}
+
 /// Takes the lock of the levels above the PMD (`pud_lock`): always `mm->page_table_lock`.
 #[track_caller]
 pub fn pud_lock<M: Machine>(mm: &Mm<M>) -> PtlGuard<'_, M> {
@@ -88,7 +99,13 @@ impl<'m, M: Machine> PtlGuard<'m, M> {
     /// Takes the lock of the PTE table `pmd` names.
     #[track_caller]
     pub(super) fn pte(mm: &'m Mm<M>, pmd: Entry) -> Self {
-        Self::lock(mm.machine(), pte_lockptr(mm, pmd), class_of(Level::Pte))
+        Self::pte_lock(mm.machine(), pte_lockptr(mm, pmd))
+    }
+
+    /// Takes `lock`, which a lookup has named as that of a PTE table.
+    #[track_caller]
+    pub(super) fn pte_lock(machine: M, lock: &'m M::Lock) -> Self {
+        Self::lock(machine, lock, class_of(Level::Pte))
     }
 
     /// Takes, inside this PMD lock, the lock of the table of `level` that `entry` names; `None` when it is the same lock

@@ -1,10 +1,12 @@
 //! Page tables: entries, modes, where a table's lock lives, and the helpers that map and lock them.
 
 mod alloc;
+mod bad;
 mod entry;
 mod install;
 mod lockptr;
 mod mode;
+mod nolock;
 mod offset;
 mod ptlock;
 mod reclaim;
@@ -12,13 +14,16 @@ mod remove;
 mod table;
 mod zap;
 
-#[cfg(all(test, not(loom)))]
-pub(crate) use alloc::UnpublishedTable;
+pub use alloc::UnpublishedTable;
 pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
 pub use entry::{Entry, EntrySlot, Protection, Slot64};
-pub use install::{TableError, pmd_alloc, pte_alloc, pte_alloc_map_lock};
-pub use lockptr::{pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr, pud_lock};
+pub use install::{TableError, get_locked_pte, pmd_alloc, pmd_install, pte_alloc, pte_alloc_map, pte_alloc_map_lock};
+pub use lockptr::{
+    pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr, ptep_lockptr, pud_lock,
+    pud_lockptr,
+};
 pub use mode::{FourLevel, Level, PagingMode, Tiny};
+pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same};
 pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
 };

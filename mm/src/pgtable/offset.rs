@@ -5,8 +5,9 @@
 //! and table come from the same snapshot, so they match (I17). A failed lookup leaves no read section behind (I18); unlock
 //! comes before the section's end (I19, the order of fields below).
 
+use super::bad::entry_or_clear_bad;
 use super::ptlock::PtlGuard;
-use super::{Entry, EntrySlot, Level, PagingMode, Slot, Table};
+use super::{Entry, EntrySlot, Level, PagingMode, Slot, Table, pmd_same};
 use crate::address::VirtAddr;
 use crate::address_space::Mm;
 use crate::machine::Machine;
@@ -33,8 +34,13 @@ impl<M: Machine> PteMap<'_, M> {
         self.snapshot
     }
 
-    fn slot(&self) -> Slot<'_, M> {
+    pub(super) fn slot(&self) -> Slot<'_, M> {
         self.table.slot(self.address)
+    }
+
+    /// In debug builds, fails unless the table's constructor has run and its destructor has not (I11, R5).
+    pub(super) fn assert_constructed(&self) {
+        self.table.assert_constructed();
     }
 }
 
@@ -51,7 +57,16 @@ pub struct PteLocked<'m, M: Machine> {
     map: PteMap<'m, M>,
 }
 
-impl<M: Machine> PteLocked<'_, M> {
+impl<'m, M: Machine> PteLocked<'m, M> {
+    /// `guard` is of the lock of the table in `map`, and the caller has proved or is about to prove it attached.
+    pub(super) fn new(guard: PtlGuard<'m, M>, map: PteMap<'m, M>) -> Self {
+        Self { guard, map }
+    }
+
+    pub(super) fn map(&self) -> &PteMap<'m, M> {
+        &self.map
+    }
+
     /// The held lock, to take a second one beside it ([`super::pte_lock_second`]).
     pub fn guard(&self) -> &PtlGuard<'_, M> {
         &self.guard
@@ -107,11 +122,11 @@ pub fn pte_unmap_unlock<M: Machine>(locked: PteLocked<'_, M>) {
     drop(locked);
 }
 
-/// Maps the PTE of `address` below `pmd`. `None` when the slot is none, huge or not a table pointer.
-/// Takes no lock; the entry may change at once, and the table may be unhooked.
+/// Maps the PTE of `address` below `pmd`. `None` when the slot is none, huge, just being changed, or bad; a bad entry is
+/// reported and cleared. Takes no lock; the entry may change at once, and the table may be unhooked.
 pub fn pte_offset_map<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>, address: VirtAddr) -> Option<PteMap<'m, M>> {
     let rcu = rcu::read_lock(mm.machine());
-    let snapshot = pmd.load();
+    let snapshot = entry_or_clear_bad(mm.machine(), pmd);
     if !snapshot.is_table() {
         return None;
     }
@@ -131,8 +146,9 @@ pub fn pte_offset_map_lock<'m, M: Machine>(
     loop {
         let map = pte_offset_map(mm, pmd, address)?;
         let guard = PtlGuard::pte(mm, map.snapshot);
-        if pmd.load() == map.snapshot {
-            return Some(PteLocked { guard, map });
+        if pmd_same(pmd.load(), map.snapshot) {
+            map.assert_constructed();
+            return Some(PteLocked::new(guard, map));
         }
         // The slot moved on between snapshot and lock (R3): this table may be unhooked. Let go of it and look again.
     }
@@ -142,7 +158,7 @@ pub fn pte_offset_map_lock<'m, M: Machine>(
 pub fn pmd_offset<'r, M: Machine>(mm: &'r Mm<M>, rcu: &'r RcuRead<M>, address: VirtAddr) -> Option<Table<'r, M>> {
     let mut table = Table::top(mm);
     while table.level() != Level::Pmd {
-        let entry = table.slot(address).load();
+        let entry = entry_or_clear_bad(mm.machine(), table.slot(address));
         let below = M::Mode::below(table.level()).filter(|_| entry.is_table())?;
         table = Table::map(mm.memory(), rcu, entry.pfn(), below);
     }

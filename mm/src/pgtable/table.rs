@@ -8,7 +8,7 @@ use crate::address::{Pfn, VirtAddr};
 use crate::address_space::Mm;
 use crate::machine::{Machine, SlotOf};
 use crate::memory::Memory;
-use crate::page::Page;
+use crate::page::{Page, PageType};
 use crate::sync::rcu::RcuRead;
 
 /// A page table, mapped for access until dropped.
@@ -32,7 +32,14 @@ impl<'r, M: Machine> Table<'r, M> {
         let machine = memory.machine_ref();
         let slots = machine.map_table(pfn, level);
         debug_assert_eq!(slots.len(), M::Mode::entries(level));
-        Self { machine, page: memory.memmap().page(pfn), pfn, level, slots }
+        let table = Self { machine, page: memory.memmap().page(pfn), pfn, level, slots };
+        table.assert_constructed();
+        table
+    }
+
+    /// In debug builds, fails unless the table's constructor has run and its destructor has not (I4, I11).
+    pub(super) fn assert_constructed(&self) {
+        debug_assert_eq!(self.page.page_type(), PageType::Table, "{:?} is used as a table and is none", self.pfn);
     }
 
     /// The top table of `mm`, which lives as long as the address space.

@@ -229,6 +229,10 @@ unsafe impl Machine for Cpu {
         panic!("stuck waiting for {what}")
     }
 
+    fn report_bad_entry(self, level: Level, entry: Entry) {
+        panic!("{entry:?} in a table of level {level:?}")
+    }
+
     fn map_table(&self, pfn: Pfn, _level: Level) -> &[SlotOf<Self>] {
         let frame = self.hardware.frame(pfn);
         assert!(frame.is_table.load(Ordering::Relaxed), "{pfn:?} is walked and no table");

@@ -11,7 +11,7 @@ use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::machine::{LocalFlush, Machine, SlotOf, WaitingRule};
-use mm::pgtable::{FourLevel, Level, PagingMode};
+use mm::pgtable::{Entry, FourLevel, Level, PagingMode};
 use mm::sync::BuildLock;
 use spin::Once;
 
@@ -31,6 +31,7 @@ pub struct Kernel {
     pub block_while: fn(usize, &mut dyn FnMut() -> bool),
     pub wake: fn(usize),
     pub stuck: fn(&'static str) -> !,
+    pub report_bad_entry: fn(Level, Entry),
 }
 
 static KERNEL: Once<Kernel> = Once::new();
@@ -119,6 +120,10 @@ unsafe impl Machine for X86 {
 
     fn stuck(self, what: &'static str) -> ! {
         (kernel().stuck)(what)
+    }
+
+    fn report_bad_entry(self, level: Level, entry: Entry) {
+        (kernel().report_bad_entry)(level, entry);
     }
 
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>] {
