@@ -70,12 +70,12 @@ impl<M: Machine> Garbage<M> {
         self.len() == 0
     }
 
-    fn append(&mut self, memory: &Memory<M>, other: &mut Self) {
+    /// Moves all of `other` here.
+    pub(crate) fn append(&mut self, memory: &Memory<M>, other: &mut Self) {
         while let Some(pfn) = other.pop_table(memory) {
             self.push_table(memory, pfn);
         }
-        self.removed.vmas.append(&mut other.removed.vmas);
-        self.removed.nodes.append(&mut other.removed.nodes);
+        self.removed.append(&mut other.removed);
     }
 
     /// Frees everything. The grace period is over, or nothing was ever published.

@@ -8,16 +8,16 @@
 //! - a fault on a present table takes one lock of any kind, the PTE table's, if its page exists or the CPU's reserve holds
 //!   a frame, and writes no line of the address space or the region.
 
-use crate::address::{Pfn, VirtAddr, VirtRange};
+mod cow;
+
+use crate::address::{Pfn, VirtAddr};
 use crate::address_space::Mm;
-use crate::config::PAGE_SIZE;
 use crate::frame::OutOfFrames;
 use crate::machine::Machine;
 use crate::object::ObjectError;
-use crate::pgtable::{Entry, Slot, TableError, pmd_alloc, pte_alloc, pte_offset_map, pte_offset_map_lock};
+use crate::pgtable::{Entry, Protection, Slot, TableError, pmd_alloc, pte_alloc, pte_offset_map, pte_offset_map_lock};
 use crate::stats::Counter;
 use crate::sync::rcu::{self, RcuRead};
-use crate::tlb;
 use crate::vma::{Access, Backing, Vma};
 
 /// How a fault was resolved. The access is repeated in every case.
@@ -29,6 +29,10 @@ pub enum Resolution {
     AnonymousPage,
     /// A fresh frame replaced the zero page.
     ZeroPageReplaced,
+    /// A copy replaced a page that another address space has, too.
+    PageCopied,
+    /// A page that another address space had, too, is this one's alone by now and may be written.
+    PageReused,
     /// A page of the object now shows there.
     ObjectPage,
     /// The entry has got a right that its region grants.
@@ -148,6 +152,8 @@ fn counter_of(resolution: Resolution) -> Counter {
         Resolution::ZeroPage => Counter::AnonymousRead,
         Resolution::AnonymousPage => Counter::AnonymousWrite,
         Resolution::ZeroPageReplaced => Counter::ZeroPageUpgrade,
+        Resolution::PageCopied => Counter::PageCopied,
+        Resolution::PageReused => Counter::PageReused,
         Resolution::ObjectPage => Counter::ObjectFault,
         Resolution::Upgraded | Resolution::Spurious => Counter::SpuriousFault,
         Resolution::Raced => Counter::RacedFault,
@@ -183,8 +189,8 @@ fn attempt<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<
         fault.missing()
     } else if seen.allows(access == Access::Write, access == Access::Execute) {
         Ok(Resolution::Spurious)
-    } else if seen.is_special() && access == Access::Write {
-        fault.replace_zero_page(seen)
+    } else if access == Access::Write && matches!(vma.backing(), Backing::Anonymous) {
+        fault.do_wp_page(seen)
     } else {
         fault.upgrade(seen)
     }
@@ -196,8 +202,8 @@ impl<M: Machine> Fault<'_, M> {
         let protection = self.vma.protection();
         match self.vma.backing() {
             Backing::Anonymous if self.access == Access::Write => {
-                let fresh = FreshFrame::allocate(self.mm)?;
-                self.install(Entry::page(fresh.pfn, protection), Resolution::AnonymousPage, || fresh.keep())
+                let fresh = FreshFrame::zeroed(self.mm)?;
+                self.install(Entry::page(fresh.pfn(), protection), Resolution::AnonymousPage, || fresh.keep())
             }
             Backing::Anonymous => {
                 let entry = Entry::zero_page(self.mm.memory().zero_page(), protection);
@@ -228,27 +234,8 @@ impl<M: Machine> Fault<'_, M> {
         Ok(resolution)
     }
 
-    /// A store to the zero page of an anonymous region (`do_wp_page`): the old entry goes from every TLB before the new one
-    /// shows, so that no two CPUs see different pages (spec 7.3).
-    fn replace_zero_page(&self, seen: Entry) -> Result<Resolution, Setback> {
-        let fresh = FreshFrame::allocate(self.mm)?;
-        let pte = pte_offset_map_lock(self.mm, self.pmd, self.address).ok_or(Setback::Raced)?;
-        if self.vma.is_detached() {
-            return Err(Setback::Raced);
-        }
-        if pte.load() != seen {
-            return Ok(Resolution::Raced);
-        }
-        pte.clear();
-        let page = VirtRange { start: self.address, end: VirtAddr(self.address.0 + PAGE_SIZE as u64) };
-        tlb::flush_range(self.mm, page);
-        let entry = Entry::page(fresh.pfn, self.vma.protection());
-        fresh.keep();
-        pte.set(entry);
-        Ok(Resolution::ZeroPageReplaced)
-    }
-
-    /// The page may be used so, only its entry does not say so yet. No flush: a right that is added needs none.
+    /// The page may be used so, only its entry does not say so yet: the right that is missing is added. No flush: that needs
+    /// none. Stores to anonymous memory do not come here, `do_wp_page` decides about them.
     fn upgrade(&self, seen: Entry) -> Result<Resolution, Setback> {
         let pte = pte_offset_map_lock(self.mm, self.pmd, self.address).ok_or(Setback::Raced)?;
         if self.vma.is_detached() {
@@ -259,21 +246,35 @@ impl<M: Machine> Fault<'_, M> {
             return Ok(Resolution::Raced);
         }
         let write = self.access == Access::Write;
-        pte.update(|entry| entry.with_protection(self.vma.protection()).touched(write));
+        pte.update(|entry| {
+            let rights = Protection { write: entry.is_writable() || write, ..self.vma.protection() };
+            entry.with_protection(rights).touched(write)
+        });
         Ok(Resolution::Upgraded)
     }
 }
 
-/// A zeroed frame nobody else knows; goes back unless it is kept.
+/// A frame nobody else knows, ready to be shown; goes back unless it is kept.
 struct FreshFrame<'f, M: Machine> {
     mm: &'f Mm<M>,
     pfn: Pfn,
 }
 
 impl<'f, M: Machine> FreshFrame<'f, M> {
-    fn allocate(mm: &'f Mm<M>) -> Result<Self, OutOfFrames> {
+    fn zeroed(mm: &'f Mm<M>) -> Result<Self, OutOfFrames> {
         let pfn = mm.memory().frames().alloc_zeroed(mm.machine())?;
         Ok(Self { mm, pfn })
+    }
+
+    /// With the contents of `page`, which the caller keeps.
+    fn copy_of(mm: &'f Mm<M>, page: Pfn) -> Result<Self, OutOfFrames> {
+        let pfn = mm.memory().frames().alloc(mm.machine())?;
+        mm.machine().copy_frame(page, pfn);
+        Ok(Self { mm, pfn })
+    }
+
+    fn pfn(&self) -> Pfn {
+        self.pfn
     }
 
     /// The frame's one reference goes to the entry about to map it.

@@ -47,6 +47,10 @@ indices! {
         AnonymousWrite = "anonymous_write",
         /// Write fault that replaced the zero page by a fresh frame.
         ZeroPageUpgrade = "zero_page_upgrade",
+        /// Write fault that replaced a page shared after a fork by a copy.
+        PageCopied = "page_copied",
+        /// Write fault on such a page that nobody else had any more.
+        PageReused = "page_reused",
         /// Fault that mapped a page of a memory object.
         ObjectFault = "object_fault",
         /// Fault whose page was there already: nothing to do, or a right to add.

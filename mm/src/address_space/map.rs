@@ -11,7 +11,7 @@ use crate::gather::MmuGather;
 use crate::machine::Machine;
 use crate::memory::OutOfMemory;
 use crate::object::ObjectRef;
-use crate::pgtable::{PagingMode, Protection, Regions, for_each_pte, free_pgtables, unmap_page_range};
+use crate::pgtable::{PagingMode, Protection, Regions, TableError, for_each_pte, free_pgtables, unmap_page_range};
 use crate::vma::{Backing, Removed, SpliceError, Vma, VmaChain};
 use core::ops::ControlFlow;
 
@@ -45,6 +45,13 @@ impl From<SpliceError> for MapError {
 
 impl From<OutOfMemory> for MapError {
     fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl From<TableError> for MapError {
+    /// Under `mmap_lock` nobody else changes what tables hang from, so only memory can be missing.
+    fn from(_: TableError) -> Self {
         Self::OutOfMemory
     }
 }
@@ -99,7 +106,12 @@ impl<M: Machine> Mm<M> {
     }
 
     /// The lowest free range of `length` bytes at or above `from`.
-    fn find_free(&self, write: &MmapWrite<'_, M>, from: VirtAddr, length: u64) -> Result<VirtRange, MapError> {
+    pub(super) fn find_free(
+        &self,
+        write: &MmapWrite<'_, M>,
+        from: VirtAddr,
+        length: u64,
+    ) -> Result<VirtRange, MapError> {
         let mut start = from.0;
         loop {
             let end = start.checked_add(length).ok_or(MapError::NoSpace)?;
@@ -157,27 +169,29 @@ impl<M: Machine> Mm<M> {
     /// See [`MapError`]. Unless nothing stays mapped, the books of what stays need memory.
     pub fn munmap(&self, range: VirtRange) -> Result<(), MapError> {
         self.check_range(range)?;
-        self.change(|| self.remove(range))
+        self.change(|| {
+            let write = self.mmap_lock().write(self.machine());
+            self.remove(&write, range)
+        })
     }
 
-    fn remove(&self, range: VirtRange) -> Result<Garbage<M>, MapError> {
-        let write = self.mmap_lock().write(self.machine());
+    pub(super) fn remove(&self, write: &MmapWrite<'_, M>, range: VirtRange) -> Result<Garbage<M>, MapError> {
         let mut remnants = VmaChain::new();
-        for vma in self.vmas().overlapping(&write, range) {
+        for vma in self.vmas().overlapping(write, range) {
             for part in [before(vma, range), after(vma, range)].into_iter().flatten() {
                 self.push_part(&mut remnants, vma, part, vma.protection())?;
             }
         }
-        if self.vmas().overlapping(&write, range).next().is_none() {
+        if self.vmas().overlapping(write, range).next().is_none() {
             return Ok(Garbage::new());
         }
         let mut removed = Removed::new();
-        self.splice(&write, range, remnants, &mut removed)?;
+        self.splice(write, range, remnants, &mut removed)?;
 
-        let bounds = self.free_space_around(&write, range);
+        let bounds = self.free_space_around(write, range);
         let mut gather = MmuGather::new(self);
-        unmap_page_range(self, &write, range, Regions::Detached, &mut gather);
-        free_pgtables(self, &write, range, bounds, &mut gather);
+        unmap_page_range(self, write, range, Regions::Detached, &mut gather);
+        free_pgtables(self, write, range, bounds, &mut gather);
         let mut garbage = gather.finish();
         garbage.removed = removed;
         Ok(garbage)
@@ -222,9 +236,27 @@ impl<M: Machine> Mm<M> {
         self.splice(&write, range, new, &mut removed)?;
 
         let mut gather = MmuGather::new(self);
-        for_each_pte(self, &write, range, |address, pte| {
+        for vma in self.vmas().overlapping(&write, range) {
+            self.protect_pages(&write, vma, range, &mut gather);
+        }
+        let mut garbage = gather.finish();
+        garbage.removed = removed;
+        Ok(garbage)
+    }
+
+    /// Has the entries of `range` that lie in `vma` say what the region's protection says.
+    fn protect_pages(&self, write: &MmapWrite<'_, M>, vma: &Vma<M>, range: VirtRange, gather: &mut MmuGather<'_, M>) {
+        let Some(inside) = vma.range().intersection(&range) else { return };
+        let rights = vma.protection();
+        let shared = !matches!(vma.backing(), Backing::Anonymous);
+        for_each_pte(self, write, inside, |address, pte| {
             if pte.load().is_present() {
-                let (old, new) = pte.update(|entry| entry.with_protection(protection));
+                let (old, new) = pte.update(|entry| {
+                    // Whether an anonymous page may be written is for the next store's fault to decide: `fork` may have
+                    // shared it.
+                    let write = rights.write && (shared || entry.is_writable());
+                    entry.with_protection(Protection { write, ..rights })
+                });
                 // A right that is only added needs no flush: whoever misses it takes one spurious fault (spec 7.5).
                 if (old.is_writable() && !new.is_writable()) || (old.is_executable() && !new.is_executable()) {
                     gather.widen(address);
@@ -232,9 +264,6 @@ impl<M: Machine> Mm<M> {
             }
             ControlFlow::Continue(())
         });
-        let mut garbage = gather.finish();
-        garbage.removed = removed;
-        Ok(garbage)
     }
 
     pub(super) fn check_range(&self, range: VirtRange) -> Result<(), MapError> {
@@ -242,7 +271,7 @@ impl<M: Machine> Mm<M> {
         if valid { Ok(()) } else { Err(MapError::BadRange) }
     }
 
-    fn push_part(
+    pub(super) fn push_part(
         &self,
         chain: &mut VmaChain<M>,
         vma: &Vma<M>,
@@ -256,7 +285,7 @@ impl<M: Machine> Mm<M> {
     }
 
     /// Publishes `new` in place of what overlaps `span`; without memory `new` is given back.
-    fn splice(
+    pub(super) fn splice(
         &self,
         write: &MmapWrite<'_, M>,
         span: VirtRange,
@@ -270,19 +299,19 @@ impl<M: Machine> Mm<M> {
     }
 
     /// The range between the nearest regions on both sides of `range`, which is free itself.
-    fn free_space_around(&self, write: &MmapWrite<'_, M>, range: VirtRange) -> VirtRange {
+    pub(super) fn free_space_around(&self, write: &MmapWrite<'_, M>, range: VirtRange) -> VirtRange {
         let end = self.vmas().first_ending_above(write, range.start).map_or(M::Mode::USER_END, |vma| vma.range().start);
         VirtRange { start: self.vmas().floor(write, range.start), end }
     }
 }
 
 /// The part of `vma` below `range`.
-fn before<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
+pub(super) fn before<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
     VirtRange::new(vma.range().start.0, range.start.0.min(vma.range().end.0))
 }
 
 /// The part of `vma` above `range`.
-fn after<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
+pub(super) fn after<M: Machine>(vma: &Vma<M>, range: VirtRange) -> Option<VirtRange> {
     VirtRange::new(range.end.0.max(vma.range().start.0), vma.range().end.0)
 }
 

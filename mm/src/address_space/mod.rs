@@ -5,7 +5,9 @@
 #![allow(unsafe_code)]
 
 mod advise;
+mod fork;
 mod map;
+mod remap;
 
 pub use map::{MapError, Mapping};
 

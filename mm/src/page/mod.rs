@@ -126,6 +126,12 @@ impl<L: RawLock> Page<L> {
         self.refcount.load(Ordering::Relaxed)
     }
 
+    /// Whether the caller's reference is the only one.
+    pub(crate) fn has_one_reference(&self) -> bool {
+        // Acquire: pairs with the Release of `put`; what a former user read, it read before the caller writes.
+        self.refcount.load(Ordering::Acquire) == 1
+    }
+
     /// Gives a fresh frame its first reference, or takes a freed one's last away.
     pub(crate) fn set_refcount(&self, references: u32) {
         // Relaxed: nobody else can reach the frame.

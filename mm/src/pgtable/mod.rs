@@ -11,6 +11,7 @@ mod offset;
 mod ptlock;
 mod reclaim;
 mod remove;
+mod second;
 mod table;
 mod zap;
 
@@ -28,6 +29,7 @@ pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
 };
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage};
-pub(crate) use remove::{Regions, for_each_pte, free_pgtables};
+pub(crate) use remove::{Regions, entry_end, for_each_pte, free_pgtables, pmd_table_of};
+pub(crate) use second::{PteSecond, pte_offset_map_lock_second};
 pub use table::{Slot, Table};
 pub(crate) use zap::unmap_page_range;

@@ -38,6 +38,29 @@ impl<M: Machine> PteMap<'_, M> {
         self.table.slot(self.address)
     }
 
+    /// Fills a none entry. The caller holds the table's lock, here and below.
+    pub(super) fn set(&self, entry: Entry) {
+        debug_assert!(self.load().is_none(), "a present entry is replaced by exchange (I35)");
+        self.slot().cell().store(entry);
+    }
+
+    /// See [`PteLocked::update`].
+    pub(super) fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
+        let mut old = self.load();
+        loop {
+            let new = change(old);
+            match self.slot().cell().compare_exchange(old, new) {
+                Ok(()) => return (old, new),
+                Err(current) => old = current,
+            }
+        }
+    }
+
+    /// Turns to another address of the same table.
+    pub(super) fn move_to(&mut self, address: VirtAddr) {
+        self.address = address;
+    }
+
     /// In debug builds, fails unless the table's constructor has run and its destructor has not (I11, R5).
     pub(super) fn assert_constructed(&self) {
         self.table.assert_constructed();
@@ -84,8 +107,7 @@ impl<'m, M: Machine> PteLocked<'m, M> {
 
     /// Fills a none entry.
     pub(crate) fn set(&self, entry: Entry) {
-        debug_assert!(self.load().is_none(), "a present entry is replaced by exchange (I35)");
-        self.map.slot().cell().store(entry);
+        self.map.set(entry);
     }
 
     /// Takes the entry out, with the A and D bits a walker has set until now (I35).
@@ -96,14 +118,7 @@ impl<'m, M: Machine> PteLocked<'m, M> {
     /// Changes a present entry to another for the same page, and returns the old and the new one. Walkers may set A and D
     /// meanwhile, so it is retried until nothing came between.
     pub(crate) fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
-        let mut old = self.load();
-        loop {
-            let new = change(old);
-            match self.map.slot().cell().compare_exchange(old, new) {
-                Ok(()) => return (old, new),
-                Err(current) => old = current,
-            }
-        }
+        self.map.update(change)
     }
 
     /// Whether somebody waits for the lock in its queue.
@@ -113,7 +128,7 @@ impl<'m, M: Machine> PteLocked<'m, M> {
 
     /// Turns to another address of the same table; the lock stays held.
     pub(crate) fn move_to(&mut self, address: VirtAddr) {
-        self.map.address = address;
+        self.map.move_to(address);
     }
 }
 

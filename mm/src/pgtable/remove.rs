@@ -68,7 +68,7 @@ pub(crate) fn for_each_pte<M: Machine>(
 }
 
 /// The PMD table for `address`, or the level of the table whose entry for it is none, as `regions` wants it judged.
-pub(super) fn pmd_table_of<'r, M: Machine>(
+pub(crate) fn pmd_table_of<'r, M: Machine>(
     mm: &'r Mm<M>,
     rcu: &'r RcuRead<M>,
     address: VirtAddr,
@@ -89,7 +89,7 @@ pub(super) fn pmd_table_of<'r, M: Machine>(
 impl Regions {
     /// The entry of `slot`. If it looks none and the regions are detached, as it is under the slot's lock, so that no fault
     /// of theirs can fill it afterwards.
-    pub(super) fn look<M: Machine>(self, mm: &Mm<M>, slot: Slot<'_, M>) -> Entry {
+    pub(crate) fn look<M: Machine>(self, mm: &Mm<M>, slot: Slot<'_, M>) -> Entry {
         let entry = slot.load();
         if !entry.is_none() || self == Self::Kept {
             return entry;
@@ -100,7 +100,7 @@ impl Regions {
 }
 
 /// First address behind the entry of a table of `level` that translates `address`, but no further than `limit`.
-pub(super) fn entry_end<M: Machine>(level: Level, address: VirtAddr, limit: VirtAddr) -> VirtAddr {
+pub(crate) fn entry_end<M: Machine>(level: Level, address: VirtAddr, limit: VirtAddr) -> VirtAddr {
     let span = M::Mode::entry_span(level);
     VirtAddr(((address.0 & !(span - 1)) + span).min(limit.0))
 }

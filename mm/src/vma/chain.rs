@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::Vma;
+use crate::address::VirtAddr;
 use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
 use crate::slab::SlabKind;
@@ -48,6 +49,25 @@ impl<M: Machine> VmaChain<M> {
         }
         self.tail = vma.as_ptr();
         self.len += 1;
+    }
+
+    /// Where the first region begins.
+    pub(super) fn first_start(&self) -> Option<VirtAddr> {
+        // SAFETY: the head is a region of this chain, which owns it.
+        unsafe { self.head.as_ref() }.map(|vma| vma.range().start)
+    }
+
+    /// The region that contains `address`.
+    pub(crate) fn find(&self, address: VirtAddr) -> Option<&Vma<M>> {
+        let mut next = self.head;
+        loop {
+            // SAFETY: a region of this chain, which owns it for as long as the chain is borrowed.
+            let vma = unsafe { next.as_ref() }?;
+            if vma.range().contains(address) {
+                return Some(vma);
+            }
+            next = vma.link.load(Ordering::Relaxed);
+        }
     }
 
     /// Takes the first region out.

@@ -130,8 +130,14 @@ impl<M: Machine> Vma<M> {
     }
 
     /// Marks the region as removed or replaced. The caller holds `mmap_lock` for writing and visits the range next.
-    fn detach(&self) {
+    pub(crate) fn detach(&self) {
         // Release: pairs with `is_detached`.
         self.detached.store(true, Ordering::Release);
+    }
+
+    /// Takes [`detach`](Self::detach) back, of a region that is still in its tree: nothing in its range has changed since.
+    pub(crate) fn attach_again(&self) {
+        // Release: pairs with `is_detached`.
+        self.detached.store(false, Ordering::Release);
     }
 }

@@ -10,6 +10,7 @@ use crate::address::{VirtAddr, VirtRange};
 use crate::address_space::{MmapHeld, MmapWrite};
 use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
+use crate::pgtable::PagingMode;
 use crate::slab::SlabKind;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::sync::rcu::RcuRead;
@@ -201,15 +202,32 @@ impl<M: Machine> VmaTree<M> {
     pub(crate) fn splice(
         &self,
         memory: &Memory<M>,
-        _write: &MmapWrite<'_, M>,
+        write: &MmapWrite<'_, M>,
         span: VirtRange,
         new: &mut VmaChain<M>,
         removed: &mut Removed<M>,
     ) -> Result<(), SpliceError> {
-        let old_root = self.root.load(Ordering::Relaxed);
-        // SAFETY: the holder of `mmap_lock` is the only one who takes nodes out.
-        let leaves = unsafe { old_root.as_ref() }.map_or(&[][..], |root| &root.children[..root.len]);
-        let touched = touched_leaves::<M>(leaves, span, new.len());
+        let splice = self.prepare(memory, write, span, span, new)?;
+        self.publish(write, splice, new, removed);
+        Ok(())
+    }
+
+    /// Takes the nodes that replacing every region that overlaps `span` by those of `new` needs. `new` is in order of address
+    /// and lies inside `hull`, around `span`.
+    ///
+    /// # Errors
+    ///
+    /// See [`SpliceError`]. Nothing has changed then.
+    pub(crate) fn prepare(
+        &self,
+        memory: &Memory<M>,
+        _write: &MmapWrite<'_, M>,
+        span: VirtRange,
+        hull: VirtRange,
+        new: &VmaChain<M>,
+    ) -> Result<Splice, SpliceError> {
+        let leaves = self.leaves();
+        let touched = touched_leaves::<M>(leaves, span, hull, new.len());
         let rewritten = &leaves[touched.clone()];
         let total = regions::<M>(rewritten).filter(|(_, vma)| !vma.overlaps(&span)).count() + new.len();
         let new_leaves = total.div_ceil(FANOUT);
@@ -218,17 +236,28 @@ impl<M: Machine> VmaTree<M> {
             return Err(SpliceError::TooManyRegions);
         }
         let spares = NodeList::allocate(memory, new_leaves + usize::from(root_len > 0))?;
+        Ok(Splice { span, touched, per_leaf: total.div_ceil(new_leaves.max(1)), spares })
+    }
 
-        // From here on nothing can fail.
-        let mut builder = Builder::new(spares, total.div_ceil(new_leaves.max(1)));
+    /// Does what was prepared, in one step for readers. The tree has not changed since; this cannot fail.
+    pub(crate) fn publish(
+        &self,
+        _write: &MmapWrite<'_, M>,
+        splice: Splice,
+        new: &mut VmaChain<M>,
+        removed: &mut Removed<M>,
+    ) {
+        let Splice { span, touched, per_leaf, spares } = splice;
+        let old_root = self.root.load(Ordering::Relaxed);
+        let leaves = self.leaves();
+        let rewritten = &leaves[touched.clone()];
+        let mut builder = Builder::new(spares, per_leaf);
         leaves[..touched.start].iter().for_each(|leaf| builder.keep_leaf(*leaf));
         for (vma, region) in regions::<M>(rewritten).filter(|(_, vma)| !vma.overlaps(&span)) {
-            if region.range().start >= span.end {
-                builder.add_all(new);
-            }
+            builder.add_below(new, region.range().start);
             builder.add(vma);
         }
-        builder.add_all(new);
+        builder.add_below(new, M::Mode::USER_END);
         builder.end_leaf();
         leaves[touched.end..].iter().for_each(|leaf| builder.keep_leaf(*leaf));
         // Release: publishes the new nodes and regions; pairs with the readers' acquire.
@@ -240,7 +269,27 @@ impl<M: Machine> VmaTree<M> {
         }
         let old_leaves = rewritten.iter().map(|leaf| leaf.cast::<Node>());
         old_leaves.chain([old_root]).filter_map(NonNull::new).for_each(|node| removed.nodes.push(node));
-        Ok(())
+    }
+
+    /// The root's children. The caller holds `mmap_lock` for writing.
+    fn leaves(&self) -> &[*mut ()] {
+        // SAFETY: the holder of `mmap_lock` is the only one who takes nodes out.
+        unsafe { self.root.load(Ordering::Relaxed).as_ref() }.map_or(&[][..], |root| &root.children[..root.len])
+    }
+}
+
+/// A change of the tree for which all memory has been taken. Published or disposed of, as its nodes are.
+pub(crate) struct Splice {
+    span: VirtRange,
+    touched: core::ops::Range<usize>,
+    per_leaf: usize,
+    spares: NodeList,
+}
+
+impl Splice {
+    /// Gives the memory back.
+    pub(crate) fn dispose<M: Machine>(mut self, memory: &Memory<M>) {
+        self.spares.dispose(memory);
     }
 }
 
@@ -258,6 +307,12 @@ impl<M: Machine> Removed<M> {
     pub(crate) fn len(&self) -> usize {
         self.vmas.len() + self.nodes.len
     }
+
+    /// Moves all of `other` here.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        self.vmas.append(&mut other.vmas);
+        self.nodes.append(&mut other.nodes);
+    }
 }
 
 /// The regions of some leaves, in order. The caller holds `mmap_lock` for writing.
@@ -273,16 +328,21 @@ fn regions<M: Machine>(leaves: &[*mut ()]) -> impl Iterator<Item = (NonNull<Vma<
     })
 }
 
-/// The leaves a splice rewrites: those `span` reaches into, and their neighbours as long as all still fits one leaf, so
+/// The leaves a splice rewrites: those `hull` reaches into, and their neighbours as long as all still fits one leaf, so
 /// that removals do not leave a tree of near-empty leaves.
-fn touched_leaves<M: Machine>(leaves: &[*mut ()], span: VirtRange, added: usize) -> core::ops::Range<usize> {
+fn touched_leaves<M: Machine>(
+    leaves: &[*mut ()],
+    span: VirtRange,
+    hull: VirtRange,
+    added: usize,
+) -> core::ops::Range<usize> {
     // SAFETY: leaves of the tree of the only writer, who called.
     let leaf = |index: usize| unsafe { &*leaves[index].cast::<Node>() };
-    let mut touched = match (0..leaves.len()).rev().find(|index| leaf(*index).keys[0] <= span.start.0) {
+    let mut touched = match (0..leaves.len()).rev().find(|index| leaf(*index).keys[0] <= hull.start.0) {
         Some(first) => first..first + 1,
         None => 0..leaves.len().min(1),
     };
-    while touched.end < leaves.len() && leaf(touched.end).keys[0] < span.end.0 {
+    while touched.end < leaves.len() && leaf(touched.end).keys[0] < hull.end.0 {
         touched.end += 1;
     }
     let mut total = regions::<M>(&leaves[touched.clone()]).filter(|(_, vma)| !vma.overlaps(&span)).count() + added;
@@ -332,9 +392,10 @@ impl Builder {
         }
     }
 
-    fn add_all<M: Machine>(&mut self, chain: &mut VmaChain<M>) {
-        while let Some(vma) = chain.pop() {
-            self.add(vma);
+    /// Adds the regions of `chain` that begin below `limit`.
+    fn add_below<M: Machine>(&mut self, chain: &mut VmaChain<M>, limit: VirtAddr) {
+        while chain.first_start().is_some_and(|start| start < limit) {
+            chain.pop().into_iter().for_each(|vma| self.add(vma));
         }
     }
 
