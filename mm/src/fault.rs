@@ -9,13 +9,14 @@
 //!   a frame, and writes no line of the address space or the region.
 
 mod cow;
+mod huge;
 
 use crate::address::{Pfn, VirtAddr};
 use crate::address_space::Mm;
 use crate::frame::OutOfFrames;
 use crate::machine::Machine;
 use crate::object::ObjectError;
-use crate::pgtable::{Entry, Protection, Slot, TableError, pmd_alloc, pte_alloc, pte_offset_map, pte_offset_map_lock};
+use crate::pgtable::{Entry, Protection, Slot, TableError, pmd_alloc, pte_offset_map, pte_offset_map_lock};
 use crate::stats::Counter;
 use crate::sync::rcu::{self, RcuRead};
 use crate::vma::{Access, Backing, Vma};
@@ -33,6 +34,8 @@ pub enum Resolution {
     PageCopied,
     /// A page that another address space had, too, is this one's alone by now and may be written.
     PageReused,
+    /// A fresh huge page now shows there.
+    HugePage,
     /// A page of the object now shows there.
     ObjectPage,
     /// The entry has got a right that its region grants.
@@ -154,6 +157,7 @@ fn counter_of(resolution: Resolution) -> Counter {
         Resolution::ZeroPageReplaced => Counter::ZeroPageUpgrade,
         Resolution::PageCopied => Counter::PageCopied,
         Resolution::PageReused => Counter::PageReused,
+        Resolution::HugePage => Counter::HugeFault,
         Resolution::ObjectPage => Counter::ObjectFault,
         Resolution::Upgraded | Resolution::Spurious => Counter::SpuriousFault,
         Resolution::Raced => Counter::RacedFault,
@@ -176,14 +180,17 @@ fn attempt<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access) -> Result<
         // A region that has just been replaced may have been replaced by one that allows it.
         return Err(if vma.is_detached() { Setback::Raced } else { FaultError::Forbidden.into() });
     }
+    if let Backing::Huge(size) = *vma.backing() {
+        return huge::hugetlb_fault(mm, &rcu, vma, address, access, size);
+    }
     let pmd_table = pmd_alloc(mm, &rcu, vma, address)?;
     let fault = Fault { mm, vma, pmd: pmd_table.slot(address), address: address.page(), access };
     let seen = match pte_offset_map(mm, fault.pmd, fault.address) {
         Some(pte) => pte.load(),
-        None => {
-            pte_alloc(mm, fault.pmd, vma)?;
-            Entry::NONE
-        }
+        None => match fault.without_table()? {
+            Some(resolution) => return Ok(resolution),
+            None => Entry::NONE,
+        },
     };
     if seen.is_none() {
         fault.missing()
@@ -209,6 +216,8 @@ impl<M: Machine> Fault<'_, M> {
                 let entry = Entry::zero_page(self.mm.memory().zero_page(), protection);
                 self.install(entry, Resolution::ZeroPage, || ())
             }
+            // `attempt` has sent those elsewhere; a PTE table is nothing they know.
+            Backing::Huge(_) => Err(FaultError::BadTable.into()),
             Backing::Object { object, first_page } => {
                 let pfn = object.page(first_page + self.vma.page_of(self.address))?;
                 let page = self.mm.memory().memmap().page(pfn);
@@ -254,31 +263,40 @@ impl<M: Machine> Fault<'_, M> {
     }
 }
 
-/// A frame nobody else knows, ready to be shown; goes back unless it is kept.
-struct FreshFrame<'f, M: Machine> {
+/// A frame nobody else knows, or a block of them, ready to be shown; goes back unless it is kept.
+pub(crate) struct FreshFrame<'f, M: Machine> {
     mm: &'f Mm<M>,
     pfn: Pfn,
+    order: u32,
 }
 
 impl<'f, M: Machine> FreshFrame<'f, M> {
     fn zeroed(mm: &'f Mm<M>) -> Result<Self, OutOfFrames> {
         let pfn = mm.memory().frames().alloc_zeroed(mm.machine())?;
-        Ok(Self { mm, pfn })
+        Ok(Self { mm, pfn, order: 0 })
     }
 
     /// With the contents of `page`, which the caller keeps.
     fn copy_of(mm: &'f Mm<M>, page: Pfn) -> Result<Self, OutOfFrames> {
         let pfn = mm.memory().frames().alloc(mm.machine())?;
         mm.machine().copy_frame(page, pfn);
-        Ok(Self { mm, pfn })
+        Ok(Self { mm, pfn, order: 0 })
     }
 
-    fn pfn(&self) -> Pfn {
+    /// A block of 2^`order` zeroed frames.
+    pub(crate) fn allocate_block(mm: &'f Mm<M>, order: u32) -> Result<Self, OutOfFrames> {
+        let pfn = mm.memory().frames().alloc_order(mm.machine(), order)?;
+        (pfn.0..pfn.0 + (1 << order)).for_each(|frame| mm.machine().zero_frame(Pfn(frame)));
+        Ok(Self { mm, pfn, order })
+    }
+
+    /// The frame, or the first of the block.
+    pub(crate) fn pfn(&self) -> Pfn {
         self.pfn
     }
 
-    /// The frame's one reference goes to the entry about to map it.
-    fn keep(self) {
+    /// The one reference goes to the entry about to map it.
+    pub(crate) fn keep(self) {
         self.mm.memory().memmap().page(self.pfn).map();
         core::mem::forget(self);
     }
@@ -286,7 +304,11 @@ impl<'f, M: Machine> FreshFrame<'f, M> {
 
 impl<M: Machine> Drop for FreshFrame<'_, M> {
     fn drop(&mut self) {
-        self.mm.memory().frames().free(self.mm.machine(), self.pfn);
+        let frames = self.mm.memory().frames();
+        match self.order {
+            0 => frames.free(self.mm.machine(), self.pfn),
+            order => frames.free_order(self.mm.machine(), self.pfn, order),
+        }
     }
 }
 

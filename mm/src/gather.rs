@@ -130,6 +130,13 @@ impl<'m, M: Machine> MmuGather<'m, M> {
         self.pages.push(pfn)
     }
 
+    /// As [`Self::remove_page`], of the block a huge entry of `level` mapped (`tlb_remove_page_size`).
+    #[must_use]
+    pub(crate) fn remove_huge_page(&mut self, pfn: Pfn, address: VirtAddr, level: Level) -> bool {
+        self.widen_level(address, level);
+        self.pages.push(pfn)
+    }
+
     /// The PTE table in `pfn`, which translated from `address` on, has been unlinked. Under no page-table lock and in no
     /// read section, here and below: a long list is flushed at once and waits for its readers.
     pub(crate) fn pte_free_tlb(&mut self, pfn: Pfn, address: VirtAddr) {

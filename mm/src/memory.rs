@@ -112,10 +112,17 @@ impl<M: Machine> Memory<M> {
         self.next_mm_id.0.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Drops one reference to a page and frees its frame with the last.
+    /// Drops one reference to a page and frees its frame, or its whole block, with the last. Of a block the first frame
+    /// counts the references.
     pub(crate) fn put_page(&self, pfn: Pfn) {
-        if self.memmap().page(pfn).put() {
-            self.frames.free(self.machine, pfn);
+        let page = self.memmap().page(pfn);
+        // A block is only split by the owner of its one reference.
+        let order = page.order();
+        if page.put() {
+            match order {
+                0 => self.frames.free(self.machine, pfn),
+                _ => self.frames.free_order(self.machine, pfn, order),
+            }
         }
     }
 

@@ -73,6 +73,12 @@ indices! {
         TablesAllocated = "tables_allocated",
         /// Page tables freed.
         TablesFreed = "tables_freed",
+        /// Fault that mapped a huge page.
+        HugeFault = "huge_fault",
+        /// Transparent huge pages split.
+        HugeSplits = "huge_splits",
+        /// Ranges of small pages collapsed into a huge one.
+        HugeCollapses = "huge_collapses",
         /// Grace periods waited for.
         GracePeriods = "grace_periods",
     }

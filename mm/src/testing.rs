@@ -9,7 +9,7 @@ use crate::frame::FrameAllocator;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig, SimMachine, User};
 use crate::memory::Memory;
-use crate::pgtable::{PagingMode, Protection};
+use crate::pgtable::{Level, PagingMode, Protection, Slot64};
 use crate::slab::SlabKind;
 use crate::vma::Access;
 
@@ -134,4 +134,39 @@ pub(crate) fn map_anonymous<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRan
 /// The frame that `address` shows, if any.
 pub(crate) fn frame_at<Mode: PagingMode>(world: &World<Mode>, mm: &Mm<Sim<Mode>>, address: VirtAddr) -> Option<Pfn> {
     world.machine.handle().peek(mm.pgd(), address).map(|entry| entry.pfn())
+}
+
+/// Maps anonymous memory that may be written and be huge.
+pub(crate) fn map_huge<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRange) {
+    mm.mmap(range, Protection::READ_WRITE, Mapping::AnonymousHuge).expect("a free range");
+}
+
+/// Three levels of four entries: the smallest mode with huge pages of two sizes, of 4 and of 16 small ones.
+pub(crate) struct Small;
+
+impl PagingMode for Small {
+    type Slot = Slot64;
+    const NAME: &'static str = "small";
+    const TOP: Level = Level::Pud;
+    const USER_END: VirtAddr = VirtAddr(1 << 18);
+
+    fn entries(_level: Level) -> usize {
+        4
+    }
+
+    fn shift(level: Level) -> u32 {
+        match level {
+            Level::Pte => 12,
+            Level::Pmd => 14,
+            _ => 16,
+        }
+    }
+
+    fn below(level: Level) -> Option<Level> {
+        match level {
+            Level::Pte => None,
+            Level::Pmd => Some(Level::Pte),
+            _ => Some(Level::Pmd),
+        }
+    }
 }

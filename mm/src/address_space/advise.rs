@@ -18,7 +18,7 @@ impl<M: Machine> Mm<M> {
     ///
     /// # Errors
     ///
-    /// [`MapError::BadRange`] and [`MapError::NotMapped`]; nothing has changed then.
+    /// [`MapError::BadRange`], [`MapError::NotMapped`] and [`MapError::CutsHugePage`]; nothing has changed then.
     pub fn madvise_dontneed(&self, range: VirtRange) -> Result<(), MapError> {
         self.check_range(range)?;
         let garbage = self.discard(range)?;
@@ -39,6 +39,7 @@ impl<M: Machine> Mm<M> {
         if reached < range.end {
             return Err(MapError::NotMapped);
         }
+        self.check_huge_pages(&read, range)?;
         let mut gather = MmuGather::new(self);
         unmap_page_range(self, &read, range, Regions::Kept, &mut gather);
         Ok(gather.finish())

@@ -39,7 +39,7 @@ use crate::gather::MmuGather;
 use crate::machine::Machine;
 use crate::pgtable::{
     Level, PagingMode, Protection, PteLocked, PteSecond, Regions, Slot, entry_end, pmd_alloc, pmd_table_of, pte_alloc,
-    pte_offset_map_lock, pte_offset_map_lock_second,
+    pte_offset_map_lock, pte_offset_map_lock_second, split_huge_pmd,
 };
 use crate::sync::rcu;
 use crate::vma::{Backing, Vma, VmaChain};
@@ -51,7 +51,7 @@ const PASSED: usize = 1;
 const COPIED: usize = 8;
 
 impl<M: Machine> Mm<M> {
-    /// A new address space with the same regions and contents. Takes `mmap_lock`.
+    /// A new address space with the same regions and contents, but for explicit huge mappings. Takes `mmap_lock`.
     ///
     /// # Errors
     ///
@@ -76,8 +76,9 @@ impl<M: Machine> Mm<M> {
     fn share_with(&self, child: &Self, write: &MmapWrite<'_, M>, garbage: &mut Garbage<M>) -> Result<(), MapError> {
         let all = VirtRange { start: VirtAddr(0), end: M::Mode::USER_END };
         let theirs = child.mmap_lock().write(self.machine());
-        child.splice(&theirs, all, self.copies_of_regions(write)?, &mut garbage.removed)?;
-        let mut ours = self.copies_of_regions(write)?;
+        let is_inherited = |vma: &Vma<M>| !matches!(vma.backing(), Backing::Huge(_));
+        child.splice(&theirs, all, self.copies_of_regions(write, is_inherited)?, &mut garbage.removed)?;
+        let mut ours = self.copies_of_regions(write, |_| true)?;
         let splice =
             self.vmas().prepare(self.memory(), write, all, all, &ours).inspect_err(|_| ours.dispose(self.memory()))?;
 
@@ -94,10 +95,14 @@ impl<M: Machine> Mm<M> {
         shared
     }
 
-    fn copies_of_regions(&self, write: &MmapWrite<'_, M>) -> Result<VmaChain<M>, MapError> {
+    fn copies_of_regions(
+        &self,
+        write: &MmapWrite<'_, M>,
+        which: impl Fn(&Vma<M>) -> bool,
+    ) -> Result<VmaChain<M>, MapError> {
         let all = VirtRange { start: VirtAddr(0), end: M::Mode::USER_END };
         let mut copies = VmaChain::new();
-        for vma in self.vmas().overlapping(write, all) {
+        for vma in self.vmas().overlapping(write, all).filter(|vma| which(vma)) {
             self.push_part(&mut copies, vma, vma.range(), vma.protection())?;
         }
         Ok(copies)
@@ -128,6 +133,8 @@ impl<M: Machine> Mm<M> {
                 address = end;
                 continue;
             }
+            // A huge page is one address space's: what is shared are its small pages.
+            split_huge_pmd(self, from.slot(address), address);
             let to = pmd_alloc(child, &rcu, vma, address)?;
             pte_alloc(child, to.slot(address), vma)?;
             let part = VirtRange { start: address, end };

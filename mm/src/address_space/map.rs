@@ -4,14 +4,16 @@
 //! the old ones detached; visit every slot of the range under its lock; flush; free. Until the first publication nothing
 //! has changed, so an error loses nothing.
 
-use super::{Mm, MmapWrite};
+use super::{Mm, MmapHeld, MmapWrite};
 use crate::address::{VirtAddr, VirtRange};
 use crate::deferred::Garbage;
 use crate::gather::MmuGather;
 use crate::machine::Machine;
 use crate::memory::OutOfMemory;
 use crate::object::ObjectRef;
-use crate::pgtable::{PagingMode, Protection, Regions, TableError, for_each_pte, free_pgtables, unmap_page_range};
+use crate::pgtable::{
+    HugeSize, Leaf, Level, PagingMode, Protection, Regions, TableError, for_each_leaf, free_pgtables, unmap_page_range,
+};
 use crate::vma::{Backing, Removed, SpliceError, Vma, VmaChain};
 use core::ops::ControlFlow;
 
@@ -26,6 +28,10 @@ pub enum MapError {
     NotMapped,
     /// The object ends before the region does.
     BeyondObject,
+    /// The range begins or ends inside an explicit huge page, which is never cut.
+    CutsHugePage,
+    /// The paging mode has no pages of that size.
+    NoSuchPageSize,
     /// No free range is long enough.
     NoSpace,
     /// The address space holds as many regions as it can.
@@ -61,6 +67,11 @@ impl From<TableError> for MapError {
 pub enum Mapping<M: Machine> {
     /// Private memory that reads as zero until written.
     Anonymous,
+    /// The same, in huge pages wherever a whole one fits and memory is there for it. Nobody notices but by the speed:
+    /// what needs smaller pages splits them.
+    AnonymousHuge,
+    /// Private memory in huge pages of exactly this size, never split. Not handed on by fork.
+    Huge(HugeSize),
     /// The pages of an object from `first_page` on, shared with every other mapping of it.
     Object {
         /// The object.
@@ -142,8 +153,11 @@ impl<M: Machine> Mm<M> {
         mapping: Mapping<M>,
     ) -> Result<Garbage<M>, MapError> {
         self.check_range(range)?;
+        let is_transparent = matches!(mapping, Mapping::AnonymousHuge);
         let backing = match mapping {
-            Mapping::Anonymous => Backing::Anonymous,
+            Mapping::Anonymous | Mapping::AnonymousHuge => Backing::Anonymous,
+            Mapping::Huge(size) if !size.exists_in::<M::Mode>() => return Err(MapError::NoSuchPageSize),
+            Mapping::Huge(size) => Backing::Huge(size),
             Mapping::Object { object, first_page } => {
                 if first_page.checked_add(range.pages()).is_none_or(|end| end > object.pages()) {
                     return Err(MapError::BeyondObject);
@@ -156,7 +170,11 @@ impl<M: Machine> Mm<M> {
         }
         let mut garbage = Garbage::new();
         let mut new = VmaChain::new();
-        new.push(self.memory(), Vma::new(range, protection, backing))?;
+        let vma = Vma::new(range, protection, backing).transparent_huge(is_transparent);
+        if vma.cuts_huge_page(range) {
+            return Err(MapError::CutsHugePage);
+        }
+        new.push(self.memory(), vma)?;
         self.splice(write, range, new, &mut garbage.removed)?;
         Ok(garbage)
     }
@@ -177,6 +195,7 @@ impl<M: Machine> Mm<M> {
 
     pub(super) fn remove(&self, write: &MmapWrite<'_, M>, range: VirtRange) -> Result<Garbage<M>, MapError> {
         let mut remnants = VmaChain::new();
+        self.check_huge_pages(write, range)?;
         for vma in self.vmas().overlapping(write, range) {
             for part in [before(vma, range), after(vma, range)].into_iter().flatten() {
                 self.push_part(&mut remnants, vma, part, vma.protection())?;
@@ -210,6 +229,7 @@ impl<M: Machine> Mm<M> {
 
     fn protect(&self, range: VirtRange, protection: Protection) -> Result<Garbage<M>, MapError> {
         let write = self.mmap_lock().write(self.machine());
+        self.check_huge_pages(&write, range)?;
         let mut new = VmaChain::new();
         let mut reached = range.start;
         let built = self.vmas().overlapping(&write, range).try_for_each(|vma| {
@@ -249,21 +269,33 @@ impl<M: Machine> Mm<M> {
         let Some(inside) = vma.range().intersection(&range) else { return };
         let rights = vma.protection();
         let shared = !matches!(vma.backing(), Backing::Anonymous);
-        for_each_pte(self, write, inside, |address, pte| {
-            if pte.load().is_present() {
-                let (old, new) = pte.update(|entry| {
-                    // Whether an anonymous page may be written is for the next store's fault to decide: `fork` may have
-                    // shared it.
-                    let write = rights.write && (shared || entry.is_writable());
-                    entry.with_protection(Protection { write, ..rights })
-                });
-                // A right that is only added needs no flush: whoever misses it takes one spurious fault (spec 7.5).
-                if (old.is_writable() && !new.is_writable()) || (old.is_executable() && !new.is_executable()) {
-                    gather.widen(address);
+        for_each_leaf(self, write, inside, |address, leaf| {
+            let (level, (old, new)) = match leaf {
+                Leaf::Pte(pte) if pte.load().is_present() => {
+                    let changed = pte.update(|entry| {
+                        // Whether an anonymous page may be written is for the next store's fault to decide: `fork` may
+                        // have shared it.
+                        let write = rights.write && (shared || entry.is_writable());
+                        entry.with_protection(Protection { write, ..rights })
+                    });
+                    (Level::Pte, changed)
                 }
+                Leaf::Pte(_) => return ControlFlow::Continue(()),
+                // Never shared: `fork` splits it first.
+                Leaf::Huge(huge) => (huge.level(), huge.update(|entry| entry.with_protection(rights))),
+            };
+            // A right that is only added needs no flush: whoever misses it takes one spurious fault (spec 7.5).
+            if (old.is_writable() && !new.is_writable()) || (old.is_executable() && !new.is_executable()) {
+                gather.widen_level(address, level);
             }
             ControlFlow::Continue(())
         });
+    }
+
+    /// Refuses a range that ends inside an explicit huge page.
+    pub(super) fn check_huge_pages(&self, held: &impl MmapHeld, range: VirtRange) -> Result<(), MapError> {
+        let is_cut = self.vmas().overlapping(held, range).any(|vma| vma.cuts_huge_page(range));
+        if is_cut { Err(MapError::CutsHugePage) } else { Ok(()) }
     }
 
     pub(super) fn check_range(&self, range: VirtRange) -> Result<(), MapError> {

@@ -5,17 +5,19 @@
 #![allow(unsafe_code)]
 
 mod advise;
+mod collapse;
 mod fork;
 mod map;
 mod remap;
 
+pub use collapse::CollapseError;
 pub use map::{MapError, Mapping};
 
 use crate::address::{Pfn, VirtAddr};
 use crate::gather::FlushPending;
 use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
-use crate::pgtable::{PageTableLock, PagingMode, pgd_alloc, pgd_free};
+use crate::pgtable::{DepositList, PageTableLock, PagingMode, pgd_alloc, pgd_free};
 use crate::slab::SlabKind;
 use crate::sync::OwnLine;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -35,6 +37,8 @@ pub struct Mm<M: Machine> {
     vmas: VmaTree<M>,
     mmap_lock: OwnLine<MmapLock>,
     page_table_lock: OwnLine<PageTableLock<M::Lock>>,
+    /// Tables set aside for the split of huge pages, where PMD tables have no lock of their own (`pmd_huge_pte`).
+    deposits: OwnLine<DepositList>,
     tlb: MmTlb,
     counts: OwnLine<Counts>,
 }
@@ -65,6 +69,7 @@ impl<M: Machine> Mm<M> {
             vmas: VmaTree::new(),
             mmap_lock: OwnLine(MmapLock::new()),
             page_table_lock: OwnLine(PageTableLock::new()),
+            deposits: OwnLine(DepositList::new()),
             tlb: MmTlb::new(memory.next_mm_id()),
             counts: OwnLine(Counts {
                 pgtables_bytes: AtomicU64::new(0),
@@ -108,6 +113,11 @@ impl<M: Machine> Mm<M> {
     /// `mm->page_table_lock`: of every table that has no lock of its own.
     pub(crate) fn page_table_lock(&self) -> &PageTableLock<M::Lock> {
         &self.page_table_lock.0
+    }
+
+    /// Under `page_table_lock`; see [`DepositList`].
+    pub(crate) fn deposits(&self) -> &DepositList {
+        &self.deposits.0
     }
 
     /// Who has it loaded.
@@ -165,6 +175,7 @@ impl<M: Machine> Drop for MmRef<M> {
         assert!(self.tlb.cpus().is_empty(), "an address space dies while a CPU has it loaded (I36)");
         self.exit_mmap();
         debug_assert_eq!(self.linked_table_bytes(), 0, "page tables left behind (I6)");
+        assert!(self.deposits.0.is_empty(), "deposited tables left behind (I13)");
         pgd_free(memory, self.pgd);
         // SAFETY: allocated by `create`; this was the last reference.
         unsafe { memory.free_value(SlabKind::AddressSpace, self.0) };

@@ -20,7 +20,7 @@ use crate::gather::MmuGather;
 use crate::machine::Machine;
 use crate::pgtable::{
     Level, Regions, Table, entry_end, free_pgtables, pmd_alloc, pmd_offset, pmd_table_of, pte_alloc,
-    pte_offset_map_lock, pte_offset_map_lock_second, unmap_page_range,
+    pte_offset_map_lock, pte_offset_map_lock_second, split_huge_pmd, unmap_page_range,
 };
 use crate::sync::rcu::{self, RcuRead};
 use crate::tlb;
@@ -95,6 +95,9 @@ impl<M: Machine> Mm<M> {
         {
             return Err(MapError::BeyondObject);
         }
+        if matches!(vma.backing(), Backing::Huge(_)) && !(new.start == old.start && new.end <= old.end) {
+            return Err(MapError::CutsHugePage);
+        }
         if new.start != old.start {
             if new.intersection(&old).is_some() {
                 return Err(MapError::BadRange);
@@ -124,7 +127,7 @@ impl<M: Machine> Mm<M> {
         }
         let whole = VirtRange { start: vma.range().start, end: more.end };
         let mut new = VmaChain::new();
-        new.push(self.memory(), Vma::new(whole, vma.protection(), vma.backing().advanced(0)))?;
+        new.push(self.memory(), vma.moved_to(whole, 0))?;
         self.splice(write, whole, new, &mut garbage.removed)
     }
 
@@ -183,7 +186,7 @@ impl<M: Machine> Mm<M> {
     /// What `vma` becomes when `old` of it moves to `new`, in order of address.
     fn moved(&self, vma: &Vma<M>, old: VirtRange, new: VirtRange) -> Result<VmaChain<M>, MapError> {
         let stays = |part| Some(vma.part(part?, vma.protection()));
-        let there = Vma::new(new, vma.protection(), vma.backing().advanced(vma.page_of(old.start)));
+        let there = vma.moved_to(new, vma.page_of(old.start));
         let (below, above) = (stays(before(vma, old)), stays(after(vma, old)));
         let parts = if new.start < old.start { [Some(there), below, above] } else { [below, above, Some(there)] };
         let mut chain = VmaChain::new();
@@ -231,6 +234,8 @@ impl<M: Machine> Mm<M> {
             let rcu = rcu::read_lock(self.machine());
             let hole = match pmd_table_of(self, &rcu, address, Regions::Detached) {
                 Ok(table) if Regions::Detached.look(self, table.slot(address)).is_none() => Level::Pmd,
+                // Its small pages are moved; the next round finds them.
+                Ok(table) if split_huge_pmd(self, table.slot(address), address) => continue,
                 Ok(table) => {
                     let to = pages.target(address);
                     let room = entry_end::<M>(Level::Pmd, to, pages.target(limit)).0 - to.0;

@@ -144,6 +144,25 @@ impl<M: Machine> FrameAllocator<M> {
         zone.buddy.put(pfn, 0);
     }
 
+    /// Makes the 2^`order` frames of a block single frames, each with one reference of its own. Takes no lock: the block's
+    /// owner is the only one to use their descriptors.
+    ///
+    /// # Panics
+    ///
+    /// If the block is not one that [`alloc_order`](Self::alloc_order) gave out with this order, or is shared.
+    pub fn split_block(&self, pfn: Pfn, order: u32) {
+        let head = self.memmap.page(pfn);
+        assert!(
+            head.page_type() == PageType::Data && head.order() == order && head.refcount() == 1,
+            "{pfn:?} is not an unshared block of order {order}"
+        );
+        for frame in pfn.0..pfn.0 + (1 << order) {
+            let page = self.memmap.page(Pfn(frame));
+            page.set_state(PageType::Data, 0, 0);
+            page.set_refcount(1);
+        }
+    }
+
     /// Gives a block back. Takes the zone lock.
     ///
     /// # Panics

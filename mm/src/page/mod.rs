@@ -51,9 +51,9 @@ pub struct Page<L: RawLock> {
     next: AtomicU64,
     /// As `next`.
     prev: AtomicU64,
-    /// Next table of a list of tables that wait for their readers.
+    /// Next table of a list of tables that wait for their readers, or of a list of deposited tables.
     pub(crate) rcu_next: AtomicU64,
-    /// First free object of a slab frame.
+    /// First free object of a slab frame; in a PMD table's frame the first deposited PTE table (`pmd_huge_pte`).
     pub(crate) freelist: AtomicU64,
 }
 

@@ -3,6 +3,7 @@
 //! Rules kept: a constructor that fails changes nothing and its frame is freed without a destructor; one destructor per
 //! successful constructor (I4); a table that owns a lock is a whole frame of the frame allocator, never a slab object (I8).
 
+use super::deposit;
 use super::{Entry, Level, PagingMode, Table};
 use crate::address::Pfn;
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
@@ -46,6 +47,7 @@ pub(crate) fn pagetable_dtor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     if page.ptl.is_live() {
         page.ptl.retire();
     }
+    assert!(deposit::is_empty(&page.freelist), "destructor of {pfn:?}, which has deposits left (I13)");
     page.set_state(PageType::Data, 0, 0);
     memory.machine().local().stats.bump(Counter::TablesFreed);
 }
@@ -70,6 +72,7 @@ fn construct<M: Machine>(memory: &Memory<M>, pfn: Pfn, has_lock: bool) -> Result
 fn account<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     let page: &Page<M::Lock> = memory.memmap().page(pfn);
     assert_eq!(page.page_type(), PageType::Data, "constructor of {pfn:?}, which is in use (I8)");
+    deposit::clear(&page.freelist);
     page.set_state(PageType::Table, 0, 0);
     memory.machine().note_frame(pfn, FrameUse::Table);
     memory.machine().local().stats.bump(Counter::TablesAllocated);
@@ -120,6 +123,11 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
             return Err(error.into());
         }
         Ok(Self { memory, pfn, level })
+    }
+
+    /// Takes over a constructed table that nobody else can reach: never published, or unhooked and past its readers.
+    pub(super) fn adopt(memory: &'m Memory<M>, pfn: Pfn, level: Level) -> Self {
+        Self { memory, pfn, level }
     }
 
     /// The frame of the table.

@@ -38,6 +38,10 @@ impl Entry {
     const HUGE: u64 = 1 << 7;
     /// Software bit: the frame has no references to count (the shared zero page).
     const SPECIAL: u64 = 1 << 9;
+    /// Software bit, above the PTE level: a leaf that is just being split. P is off, the entry is not none (I28).
+    const INVALIDATED: u64 = 1 << 10;
+    /// Software bit, above the PTE level: of an explicit huge mapping, which is never split and has no deposit.
+    const EXPLICIT: u64 = 1 << 11;
     const NO_EXECUTE: u64 = 1 << 63;
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     /// Bits a table pointer carries besides its address. Access rights are decided at the leaf.
@@ -69,6 +73,16 @@ impl Entry {
         Self(Self::page(pfn, Protection { write: false, execute: protection.execute }).0 | Self::SPECIAL)
     }
 
+    /// A leaf above the PTE level: a block of frames that begins at `pfn`.
+    pub const fn huge_page(pfn: Pfn, protection: Protection) -> Self {
+        Self(Self::page(pfn, protection).0 | Self::HUGE)
+    }
+
+    /// The same, of a mapping that asked for pages of this size (hugetlb).
+    pub const fn explicit_huge_page(pfn: Pfn, protection: Protection) -> Self {
+        Self(Self::huge_page(pfn, protection).0 | Self::EXPLICIT)
+    }
+
     /// All zero.
     pub const fn is_none(self) -> bool {
         self.0 == 0
@@ -79,9 +93,27 @@ impl Entry {
         self.0 & Self::PRESENT != 0
     }
 
-    /// A leaf above the PTE level. Only meaningful there: in a PTE the bit is PAT.
+    /// A leaf above the PTE level, an invalidated one included. Only meaningful there: in a PTE the bit is PAT.
     pub const fn is_huge(self) -> bool {
-        self.0 & (Self::PRESENT | Self::HUGE) == Self::PRESENT | Self::HUGE
+        self.0 & Self::HUGE != 0 && self.0 & (Self::PRESENT | Self::INVALIDATED) != 0
+    }
+
+    /// A huge leaf of a mapping that asked for pages of its size.
+    pub const fn is_explicit(self) -> bool {
+        self.is_huge() && self.0 & Self::EXPLICIT != 0
+    }
+
+    /// A huge leaf that the walker refuses while it is being split. Neither none nor present (I28).
+    #[must_use]
+    pub const fn invalidated(self) -> Self {
+        Self((self.0 & !Self::PRESENT) | Self::INVALIDATED)
+    }
+
+    /// The entry of page `number` of this huge leaf in the PTE table that replaces it: the same rights, the same A and D.
+    #[must_use]
+    pub const fn small_page(self, number: u64) -> Self {
+        let bits = self.0 & !(Self::ADDRESS | Self::HUGE | Self::INVALIDATED) | Self::PRESENT;
+        Self(bits | Pfn(self.pfn().0 + number).address())
     }
 
     /// A well-formed pointer to a lower table.

@@ -21,7 +21,7 @@ use crate::vma::Vma;
 pub enum TableError {
     /// No frame or lock for it.
     OutOfTables,
-    /// The region went away meanwhile: look it up again.
+    /// The region went away, or a huge page came, meanwhile: look again.
     Raced,
     /// An entry on the way is neither none nor a table pointer.
     Bad,
@@ -44,15 +44,26 @@ pub fn pmd_alloc<'r, M: Machine>(
     vma: &Vma<M>,
     address: VirtAddr,
 ) -> Result<Table<'r, M>, TableError> {
+    table_alloc(mm, rcu, vma, address, Level::Pmd)
+}
+
+/// As [`pmd_alloc`], down to the table of `level`, the PMD's or above.
+pub(crate) fn table_alloc<'r, M: Machine>(
+    mm: &'r Mm<M>,
+    rcu: &'r RcuRead<M>,
+    vma: &Vma<M>,
+    address: VirtAddr,
+    level: Level,
+) -> Result<Table<'r, M>, TableError> {
     let mut table = Table::top(mm);
-    while let Some(below) = M::Mode::below(table.level()).filter(|_| table.level() != Level::Pmd) {
+    while let Some(below) = M::Mode::below(table.level()).filter(|_| table.level() != level) {
         let slot = table.slot(address);
         let mut entry = entry_or_clear_bad(mm.machine(), slot);
         if entry.is_none() {
             entry = install(mm, slot, below, vma)?;
         }
         if !entry.is_table() {
-            return Err(TableError::Bad);
+            return Err(not_a_table(entry));
         }
         table = Table::map(mm.memory(), rcu, entry.pfn(), below);
     }
@@ -69,7 +80,12 @@ pub fn pte_alloc<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, vma: &Vma<M>) -> Resu
     if entry.is_none() {
         entry = install(mm, pmd, Level::Pte, vma)?;
     }
-    if entry.is_table() { Ok(()) } else { Err(TableError::Bad) }
+    if entry.is_table() { Ok(()) } else { Err(not_a_table(entry)) }
+}
+
+/// A huge entry where a table was wanted belongs to another fault, or to a region that has just come or gone.
+fn not_a_table(entry: Entry) -> TableError {
+    if entry.is_huge() { TableError::Raced } else { TableError::Bad }
 }
 
 /// [`pte_alloc`], then `pte_offset_map`.

@@ -10,7 +10,7 @@
 //! takes the second, and the guard it does not make is not released either.
 
 use super::ptlock::PtlGuard;
-use super::{Entry, Level, PteMap, Slot};
+use super::{Entry, HugeSize, Level, PteMap, Slot};
 use crate::address_space::Mm;
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::machine::Machine;
@@ -84,6 +84,21 @@ pub fn pud_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pud: Slot<'_, M>) -> &'m M::Lo
 #[track_caller]
 pub fn pud_lock<M: Machine>(mm: &Mm<M>) -> PtlGuard<'_, M> {
     PtlGuard::lock(mm.machine(), mm.page_table_lock().lock(), class_of(Level::Pud))
+}
+
+/// The lock of an explicit huge entry of `size`: what a walker of the core takes for the table that holds `slot`
+/// (`huge_pte_lockptr`, spec 10). 2 MiB: the PMD lock. 1 GiB: `page_table_lock`.
+pub fn huge_pte_lockptr<'m, M: Machine>(mm: &'m Mm<M>, size: HugeSize, slot: Slot<'_, M>) -> &'m M::Lock {
+    debug_assert_eq!(slot.table().level(), size.level());
+    match size {
+        HugeSize::Pmd => pmd_lockptr(mm, slot),
+        HugeSize::Pud => mm.page_table_lock().lock(),
+    }
+}
+
+/// Takes the lock of [`huge_pte_lockptr`].
+pub fn huge_pte_lock<'m, M: Machine>(mm: &'m Mm<M>, size: HugeSize, slot: Slot<'_, M>) -> PtlGuard<'m, M> {
+    PtlGuard::lock(mm.machine(), huge_pte_lockptr(mm, size, slot), class_of(size.level()))
 }
 
 /// Takes the lock of the table that contains `slot`, whatever its level.

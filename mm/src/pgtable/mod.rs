@@ -2,7 +2,10 @@
 
 mod alloc;
 mod bad;
+mod collapse;
+mod deposit;
 mod entry;
+mod huge;
 mod install;
 mod lockptr;
 mod mode;
@@ -17,11 +20,17 @@ mod zap;
 
 pub use alloc::UnpublishedTable;
 pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
+pub(crate) use collapse::{Unhooked, unhook_for_collapse};
+pub use deposit::deposited_tables;
+pub(crate) use deposit::{DepositList, deposit};
 pub use entry::{Entry, EntrySlot, Protection, Slot64};
+pub(crate) use huge::{HugeLocked, span_of, split_huge_pmd};
+pub use huge::{HugeSize, leaf_at};
+pub(crate) use install::table_alloc;
 pub use install::{TableError, get_locked_pte, pmd_alloc, pmd_install, pte_alloc, pte_alloc_map, pte_alloc_map_lock};
 pub use lockptr::{
-    pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr, ptep_lockptr, pud_lock,
-    pud_lockptr,
+    huge_pte_lock, huge_pte_lockptr, pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr,
+    ptep_lockptr, pud_lock, pud_lockptr,
 };
 pub use mode::{FourLevel, Level, PagingMode, Tiny};
 pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same};
@@ -29,7 +38,7 @@ pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
 };
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage};
-pub(crate) use remove::{Regions, entry_end, for_each_pte, free_pgtables, pmd_table_of};
+pub(crate) use remove::{Leaf, Regions, entry_end, for_each_leaf, free_pgtables, pmd_table_of};
 pub(crate) use second::{PteSecond, pte_offset_map_lock_second};
 pub use table::{Slot, Table};
 pub(crate) use zap::unmap_page_range;

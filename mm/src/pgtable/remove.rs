@@ -1,4 +1,4 @@
-//! Visiting every PTE slot of a range, and unhooking tables nothing reaches into any more.
+//! Visiting every leaf slot of a range, and unhooking tables nothing reaches into any more.
 //!
 //! Rules kept: a slot of the range is judged under its own lock, none slots included, after its region was marked detached.
 //! A fault that still believes in the region has stored already, and is seen here, or will recheck under the same lock and
@@ -7,7 +7,7 @@
 
 use super::lockptr::lock_table_of;
 use super::reclaim::unlink;
-use super::{Level, PagingMode, PteLocked, Slot, Table, pte_offset_map_lock};
+use super::{HugeLocked, Level, PagingMode, PteLocked, Slot, Table, pte_offset_map_lock};
 use crate::address::{VirtAddr, VirtRange};
 use crate::address_space::{Mm, MmapWrite};
 use crate::config::PAGE_SIZE;
@@ -26,38 +26,48 @@ pub(crate) enum Regions {
     Kept,
 }
 
-/// Calls `visit` for each PTE slot of `range` that has a table, under the slot's lock, and returns the address to go on
-/// from if `visit` broke off (that slot has been visited), else the range's end. Takes and drops one PTE lock a table.
-pub(crate) fn for_each_pte<M: Machine>(
+/// A leaf slot of a range, with its table's lock held.
+pub(crate) enum Leaf<'l, 'm, 't, M: Machine> {
+    /// A PTE, present or not.
+    Pte(&'l PteLocked<'m, M>),
+    /// A huge entry; all it translates lies in the range.
+    Huge(&'l HugeLocked<'m, 't, M>),
+}
+
+/// Calls `visit` for each PTE slot of `range` that has a table and each huge entry in it, under the slot's lock, and returns
+/// the address to go on from if `visit` broke off (that slot has been visited), else the range's end. A huge page that
+/// reaches out of the range is split first. Takes and drops one lock a table.
+pub(crate) fn for_each_leaf<M: Machine>(
     mm: &Mm<M>,
     _write: &MmapWrite<'_, M>,
     range: VirtRange,
-    mut visit: impl FnMut(VirtAddr, &PteLocked<'_, M>) -> ControlFlow<()>,
+    mut visit: impl FnMut(VirtAddr, Leaf<'_, '_, '_, M>) -> ControlFlow<()>,
 ) -> VirtAddr {
     let mut address = range.start;
     while address < range.end {
         let rcu = rcu::read_lock(mm.machine());
-        let pmd_table = match pmd_table_of(mm, &rcu, address, Regions::Detached) {
-            Ok(table) => table,
-            Err(hole) => {
-                address = entry_end::<M>(hole, address, range.end);
-                continue;
+        let (table, entry) = lowest_table_of(mm, &rcu, address, Regions::Detached);
+        let slot = table.slot(address);
+        let end = entry_end::<M>(table.level(), address, range.end);
+        if entry.is_huge() {
+            // None: it was split meanwhile. Look again; so after a split of our own.
+            if let Some(huge) = HugeLocked::lock(mm, slot, address).and_then(|huge| huge.inside(range)) {
+                address = end;
+                if visit(huge.span().start, Leaf::Huge(&huge)).is_break() {
+                    return address;
+                }
             }
-        };
-        let pmd = pmd_table.slot(address);
-        let end = entry_end::<M>(Level::Pmd, address, range.end);
-        if Regions::Detached.look(mm, pmd).is_none() {
+            continue;
+        }
+        if table.level() != Level::Pmd || !entry.is_table() {
             address = end;
             continue;
         }
-        // None here is an entry that is no table pointer; there is nothing below it to visit.
-        let Some(mut pte) = pte_offset_map_lock(mm, pmd, address) else {
-            address = end;
-            continue;
-        };
+        // None: the table went meanwhile. Look again.
+        let Some(mut pte) = pte_offset_map_lock(mm, slot, address) else { continue };
         while address < end {
             pte.move_to(address);
-            let flow = visit(address, &pte);
+            let flow = visit(address, Leaf::Pte(&pte));
             address = VirtAddr(address.0 + PAGE_SIZE as u64);
             if flow.is_break() {
                 return address;
@@ -67,23 +77,36 @@ pub(crate) fn for_each_pte<M: Machine>(
     range.end
 }
 
-/// The PMD table for `address`, or the level of the table whose entry for it is none, as `regions` wants it judged.
+/// The PMD table for `address`, or the table above it whose entry for it is no pointer to a table; and that entry, if it is
+/// none as `regions` wants it judged.
+pub(super) fn lowest_table_of<'r, M: Machine>(
+    mm: &'r Mm<M>,
+    rcu: &'r RcuRead<M>,
+    address: VirtAddr,
+    regions: Regions,
+) -> (Table<'r, M>, Entry) {
+    let mut table = Table::top(mm);
+    loop {
+        let level = table.level();
+        let entry = regions.look(mm, table.slot(address));
+        match M::Mode::below(level) {
+            Some(below) if level != Level::Pmd && entry.is_table() => {
+                table = Table::map(mm.memory(), rcu, entry.pfn(), below);
+            }
+            _ => return (table, entry),
+        }
+    }
+}
+
+/// The PMD table for `address`, or the level of the table above it whose entry for it is no pointer to a table.
 pub(crate) fn pmd_table_of<'r, M: Machine>(
     mm: &'r Mm<M>,
     rcu: &'r RcuRead<M>,
     address: VirtAddr,
     regions: Regions,
 ) -> Result<Table<'r, M>, Level> {
-    let mut table = Table::top(mm);
-    while table.level() != Level::Pmd {
-        let level = table.level();
-        let entry = regions.look(mm, table.slot(address));
-        let Some(below) = M::Mode::below(level).filter(|_| entry.is_table()) else {
-            return Err(level);
-        };
-        table = Table::map(mm.memory(), rcu, entry.pfn(), below);
-    }
-    Ok(table)
+    let (table, _) = lowest_table_of(mm, rcu, address, regions);
+    if table.level() == Level::Pmd { Ok(table) } else { Err(table.level()) }
 }
 
 impl Regions {

@@ -3,7 +3,7 @@
 //! Rule: a table reachable by others is seen only under an RCU read section, so its frame cannot be freed under the
 //! reader (1.5 of the spec); the lifetime of [`Table`] is that section's.
 
-use super::{Entry, EntrySlot, Level, PagingMode};
+use super::{Entry, EntrySlot, Level, PagingMode, PtlGuard};
 use crate::address::{Pfn, VirtAddr};
 use crate::address_space::Mm;
 use crate::machine::{Machine, SlotOf};
@@ -102,6 +102,12 @@ impl<'t, M: Machine> Slot<'t, M> {
     /// The entry at one instant. It may change at once unless the table's lock is held.
     pub fn load(&self) -> Entry {
         self.cell().load()
+    }
+
+    /// Fills a none slot; `guard` is of its table's lock.
+    pub(crate) fn fill(&self, _guard: &PtlGuard<'_, M>, entry: Entry) {
+        debug_assert!(self.load().is_none(), "a present entry is replaced by exchange (I35)");
+        self.cell().store(entry);
     }
 
     pub(super) fn cell(&self) -> &'t SlotOf<M> {

@@ -12,8 +12,8 @@
 //! (I28), and needs none.
 
 use super::reclaim::{try_unlink_empty, try_unlink_held};
-use super::remove::{Regions, entry_end, pmd_table_of};
-use super::{Level, PagingMode, PteLocked, pte_offset_map_lock};
+use super::remove::{Regions, entry_end, lowest_table_of};
+use super::{HugeLocked, Level, PagingMode, PteLocked, Slot, pte_offset_map_lock};
 use crate::address::{Pfn, VirtAddr, VirtRange};
 use crate::address_space::{Mm, MmapHeld};
 use crate::config::{PAGE_SHIFT, PAGE_SIZE};
@@ -75,19 +75,19 @@ fn zap_pmd<M: Machine>(
     gather: &mut MmuGather<'_, M>,
 ) -> Step {
     let rcu = rcu::read_lock(mm.machine());
-    let end = entry_end::<M>(Level::Pmd, address, range.end);
-    let pmd_table = match pmd_table_of(mm, &rcu, address, regions) {
-        Ok(table) => table,
-        Err(hole) => return Step::to(entry_end::<M>(hole, address, range.end)),
-    };
-    let pmd = pmd_table.slot(address);
-    if regions.look(mm, pmd).is_none() {
+    let (table, entry) = lowest_table_of(mm, &rcu, address, regions);
+    let pmd = table.slot(address);
+    let end = entry_end::<M>(table.level(), address, range.end);
+    if entry.is_huge() {
+        return zap_huge(mm, pmd, range, address, gather);
+    }
+    if table.level() != Level::Pmd || !entry.is_table() {
         return Step::to(end);
     }
     gather.reserve((end.0 - address.0) >> PAGE_SHIFT);
     let Some(mut pte) = pte_offset_map_lock(mm, pmd, address) else {
         // Another CPU has taken the table away, and perhaps there is a new one (spec 1.4). What is no table has nothing
-        // below it.
+        // below it: a huge page is a fault's, of a moment ago.
         return Step::to(if pmd.load().is_table() { address } else { end });
     };
     let mut next = address;
@@ -110,6 +110,26 @@ fn zap_pmd<M: Machine>(
     // Cleared from its first to its last entry under one hold of the lock, the table is empty.
     let unlinked = if address == start { try_unlink_held(mm, &pte, pmd) } else { None };
     Step { next, full, unlinked, perhaps_empty: unlinked.is_none() }
+}
+
+/// Clears the huge entry of `slot` if all it translates lies in `range` (`zap_huge_pmd`), else splits it. The deposit goes at
+/// once: nobody has seen it (`deposit`).
+fn zap_huge<M: Machine>(
+    mm: &Mm<M>,
+    slot: Slot<'_, M>,
+    range: VirtRange,
+    address: VirtAddr,
+    gather: &mut MmuGather<'_, M>,
+) -> Step {
+    let Some(huge) = HugeLocked::lock(mm, slot, address).and_then(|huge| huge.inside(range)) else {
+        return Step::to(address);
+    };
+    let (span, level) = (huge.span(), huge.level());
+    // Freed last, without the lock.
+    let (entry, _deposit) = huge.clear();
+    let full = gather.remove_huge_page(entry.pfn(), span.start, level);
+    drop(huge);
+    Step { full, ..Step::to(span.end) }
 }
 
 /// Clears one entry; its page belongs to the gather then. True when the gather is full.

@@ -18,10 +18,11 @@ pub(crate) use chain::VmaChain;
 pub(crate) use tree::{Node, Removed, SpliceError, VmaTree};
 
 use crate::address::{VirtAddr, VirtRange};
+use crate::address_space::MmapWrite;
 use crate::config::PAGE_SHIFT;
 use crate::machine::Machine;
 use crate::object::ObjectRef;
-use crate::pgtable::Protection;
+use crate::pgtable::{HugeSize, Level, Protection, span_of};
 use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 /// What a fault does to memory.
@@ -39,6 +40,8 @@ pub enum Access {
 pub enum Backing<M: Machine> {
     /// Private memory that reads as zero until written.
     Anonymous,
+    /// Private memory that reads as zero until written, in huge pages of this size and no others.
+    Huge(HugeSize),
     /// Pages of a shared memory object, from `first_page` on.
     Object {
         /// The object; the region holds a reference.
@@ -53,6 +56,7 @@ impl<M: Machine> Backing<M> {
     pub(crate) fn advanced(&self, pages: u64) -> Self {
         match self {
             Self::Anonymous => Self::Anonymous,
+            Self::Huge(size) => Self::Huge(*size),
             Self::Object { object, first_page } => {
                 Self::Object { object: object.clone(), first_page: first_page + pages }
             }
@@ -65,6 +69,8 @@ pub struct Vma<M: Machine> {
     range: VirtRange,
     protection: Protection,
     backing: Backing<M>,
+    /// Anonymous memory that wants huge pages where they fit (`VM_HUGEPAGE`).
+    transparent_huge: bool,
     detached: AtomicBool,
     /// Next in the private list of an operation on regions. Readers of the tree do not follow it.
     link: AtomicPtr<Vma<M>>,
@@ -77,6 +83,7 @@ impl<M: Machine> Vma<M> {
             range,
             protection,
             backing,
+            transparent_huge: false,
             detached: AtomicBool::new(false),
             link: AtomicPtr::new(core::ptr::null_mut()),
         }
@@ -86,7 +93,32 @@ impl<M: Machine> Vma<M> {
     pub(crate) fn part(&self, range: VirtRange, protection: Protection) -> Self {
         debug_assert!(self.range.start <= range.start && range.end <= self.range.end);
         let skipped = (range.start.0 - self.range.start.0) >> PAGE_SHIFT;
-        Self::new(range, protection, self.backing.advanced(skipped))
+        Self::new(range, protection, self.backing.advanced(skipped)).transparent_huge(self.transparent_huge)
+    }
+
+    /// A region of `range` with the same rights and wishes and what backs this one from `skipped` pages on, wherever it is.
+    pub(crate) fn moved_to(&self, range: VirtRange, skipped: u64) -> Self {
+        Self::new(range, self.protection, self.backing.advanced(skipped)).transparent_huge(self.transparent_huge)
+    }
+
+    /// The region, with or without the wish for huge pages where they fit.
+    #[must_use]
+    pub(crate) fn transparent_huge(self, wanted: bool) -> Self {
+        Self { transparent_huge: wanted, ..self }
+    }
+
+    /// Whether the whole of what the PMD entry for `address` translates may be one transparent huge page.
+    pub(crate) fn may_be_huge_at(&self, address: VirtAddr) -> bool {
+        let span = span_of::<M::Mode>(Level::Pmd, address);
+        self.transparent_huge && self.range.start <= span.start && span.end <= self.range.end
+    }
+
+    /// Whether `range` begins or ends inside an explicit huge page of the region.
+    pub(crate) fn cuts_huge_page(&self, range: VirtRange) -> bool {
+        match (&self.backing, self.range.intersection(&range)) {
+            (Backing::Huge(size), Some(inside)) => (inside.start.0 | inside.end.0) & (size.bytes::<M::Mode>() - 1) != 0,
+            _ => false,
+        }
     }
 
     /// Its addresses.
@@ -123,10 +155,18 @@ impl<M: Machine> Vma<M> {
         (address.page().0 - self.range.start.0) >> PAGE_SHIFT
     }
 
-    /// Whether the region has been removed or replaced. Meaningful for a store only under the lock of the slot.
+    /// Whether the region has been removed or replaced, or is frozen for now: in each case no fault may store. Meaningful for
+    /// a store only under the lock of the slot.
     pub fn is_detached(&self) -> bool {
         // Acquire: pairs with `detach`; the slot's lock orders the two anyway.
         self.detached.load(Ordering::Acquire)
+    }
+
+    /// Keeps faults from storing anything until the returned value is dropped: each gives up and at last sleeps on
+    /// `mmap_lock`. As after any mark, it holds for a slot once the slot's lock has been held.
+    pub(crate) fn freeze(&self, _write: &MmapWrite<'_, M>) -> Frozen<'_, M> {
+        self.detach();
+        Frozen(self)
     }
 
     /// Marks the region as removed or replaced. The caller holds `mmap_lock` for writing and visits the range next.
@@ -135,9 +175,20 @@ impl<M: Machine> Vma<M> {
         self.detached.store(true, Ordering::Release);
     }
 
-    /// Takes [`detach`](Self::detach) back, of a region that is still in its tree: nothing in its range has changed since.
+    /// Takes [`detach`](Self::detach) back, of a region that is still in its tree and as good as it was. Whoever finds the mark
+    /// gone finds what was done meanwhile.
     pub(crate) fn attach_again(&self) {
         // Release: pairs with `is_detached`.
         self.detached.store(false, Ordering::Release);
+    }
+}
+
+/// A region that faults keep out of.
+#[must_use = "dropping it lets faults in again"]
+pub(crate) struct Frozen<'v, M: Machine>(&'v Vma<M>);
+
+impl<M: Machine> Drop for Frozen<'_, M> {
+    fn drop(&mut self) {
+        self.0.attach_again();
     }
 }

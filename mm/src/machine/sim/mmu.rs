@@ -50,6 +50,16 @@ impl<Mode: PagingMode> Mmu<Mode> {
         leaf_levels::<Mode>().find_map(|level| Some((level, *self.tlb.get(&key::<Mode>(level, address))?)))
     }
 
+    /// The level of a cached translation that reaches into what a leaf of `level` at `address` translates and is of another
+    /// size.
+    pub(super) fn other_size(&self, level: Level, address: VirtAddr) -> Option<Level> {
+        let start = address.0 & !(Mode::entry_span(level) - 1);
+        let span = VirtRange { start: VirtAddr(start), end: VirtAddr(start + Mode::entry_span(level)) };
+        let sizes = leaf_levels::<Mode>().filter(|other| *other != level);
+        let bounds = |other| (key::<Mode>(other, span.start), key::<Mode>(other, VirtAddr(span.end.0 - 1)));
+        sizes.map(bounds).find_map(|(first, last)| self.tlb.range(first..=last).next()).map(|(key, _)| key.0)
+    }
+
     /// The cached entry closest to the leaf that points to a table on the way to `address`.
     pub(super) fn table(&self, address: VirtAddr) -> Option<(Level, Entry)> {
         table_levels::<Mode>().find_map(|level| Some((level, *self.tables.get(&key::<Mode>(level, address))?)))

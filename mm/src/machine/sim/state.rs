@@ -215,8 +215,15 @@ impl<Mode: PagingMode> State<Mode> {
         let address = if roll & 16 == 0 { near.saturating_add(offset) } else { near.saturating_sub(offset) };
         let outcome = walk::translate(&self.memory, &mut mmu, VirtAddr(address), false);
         drop(mmu);
-        if let Err(WalkError::NotATable(pfn)) = outcome {
-            self.report(SimViolation::WalkThroughNonTable { cpu: cpu.id(), address: VirtAddr(address), pfn });
+        let (cpu, address) = (cpu.id(), VirtAddr(address));
+        match outcome {
+            Err(WalkError::NotATable(pfn)) => {
+                self.report(SimViolation::WalkThroughNonTable { cpu, address, pfn });
+            }
+            Err(WalkError::MixedSizes(cached, found)) => {
+                self.report(SimViolation::MixedSizes { cpu, address, cached, found });
+            }
+            Ok(_) | Err(WalkError::PageFault) => {}
         }
     }
 }

@@ -87,6 +87,9 @@ where
                 Err(WalkError::NotATable(pfn)) => {
                     state.report(SimViolation::WalkThroughNonTable { cpu: cpu.id(), address, pfn });
                 }
+                Err(WalkError::MixedSizes(cached, found)) => {
+                    state.report(SimViolation::MixedSizes { cpu: cpu.id(), address, cached, found });
+                }
                 Err(WalkError::PageFault) => {}
             }
             (self.handler)(address, write)?;

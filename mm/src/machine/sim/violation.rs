@@ -18,6 +18,17 @@ pub enum SimViolation {
         /// Where it led.
         pfn: Pfn,
     },
+    /// A CPU caches a large and a small translation of one address (I34).
+    MixedSizes {
+        /// Which CPU.
+        cpu: CpuId,
+        /// The address being translated.
+        address: VirtAddr,
+        /// The level of the leaf that was cached already.
+        cached: Level,
+        /// The level of the leaf just found.
+        found: Level,
+    },
     /// A walk went through a frame that is not a table, or not any more (spec 8.1).
     WalkThroughNonTable {
         /// Whose walker.

@@ -60,6 +60,8 @@ pub(super) enum WalkError {
     PageFault,
     /// The walker read a frame that is no table.
     NotATable(Pfn),
+    /// The walker found a leaf of another size than one that is cached for the address: (cached, found).
+    MixedSizes(Level, Level),
 }
 
 /// Grants everything: what stands above the top table.
@@ -96,6 +98,9 @@ pub(super) fn translate<Mode: PagingMode>(
         let (entry, is_leaf) = touch(slot, level, write, above)?;
         let folded = hw::fold(entry, above);
         if is_leaf {
+            if let Some(cached) = mmu.other_size(level, address) {
+                return Err(WalkError::MixedSizes(cached, level));
+            }
             mmu.cache_translation(memory, level, address, folded);
             return Ok(frame_of::<Mode>(level, folded, address));
         }

@@ -1,0 +1,426 @@
+//! Huge faults on the simulated machine, whose TLBs keep a large translation until it is flushed: one CPU, then races.
+
+use crate::address::VirtAddr;
+use crate::address_space::{MapError, Mapping, Mm};
+use crate::fault::{FaultError, Resolution, handle_mm_fault};
+use crate::machine::Machine;
+use crate::machine::sim::{Sim, SimConfig};
+use crate::pgtable::{FourLevel, HugeSize, Level, PagingMode, Protection, Tiny, deposited_tables, leaf_at, pmd_offset};
+use crate::stats::{Counter, StatsSnapshot};
+use crate::sync::rcu;
+use crate::testing::{Process, Small, World, frame_at, map_huge, page, pages};
+use crate::vma::Access;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Room for several blocks of 2 MiB.
+fn four_level() -> World<FourLevel> {
+    World::new(SimConfig::calm(0x1100, 2, 1))
+}
+
+fn small() -> World<Small> {
+    World::new(SimConfig::calm(256, 2, 1))
+}
+
+fn level_at<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, address: VirtAddr) -> Option<Level> {
+    leaf_at(mm, address).map(|(level, _)| level)
+}
+
+/// Tables deposited where those of `address` would be.
+fn deposits<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, address: VirtAddr) -> usize {
+    let rcu = rcu::read_lock(mm.machine());
+    deposited_tables(mm, pmd_offset(mm, &rcu, address).expect("a PMD table").slot(address))
+}
+
+mod one_cpu {
+    use super::*;
+
+    /// I7, I14: one entry, one deposit, and it counts as a linked table.
+    #[test]
+    fn a_write_gets_a_huge_page_and_its_table_is_set_aside() {
+        let world = four_level();
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0x200, 0x600));
+            let process = Process::enter(&world, &mm);
+            process.write(page(0x234), 7).unwrap();
+            assert_eq!(level_at(&mm, page(0x200)), Some(Level::Pmd));
+            assert_eq!(level_at(&mm, page(0x400)), None);
+            assert_eq!(deposits(&mm, page(0x200)), 1);
+            // PUD and PMD table, and the deposit.
+            assert_eq!(mm.linked_table_bytes(), 3 * 4096);
+            assert_eq!((process.read(page(0x234)), process.read(page(0x3ff))), (Ok(7), Ok(0)));
+            assert_eq!(StatsSnapshot::sum(world.machine.handle().cpus())[Counter::HugeFault], 1);
+            mm.munmap(pages(0x200, 0x600)).unwrap();
+            assert_eq!(mm.linked_table_bytes(), 0);
+        });
+    }
+
+    #[test]
+    fn a_read_shows_the_zero_page_and_leaves_the_span_to_small_pages() {
+        let world = four_level();
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0x200, 0x400));
+            let process = Process::enter(&world, &mm);
+            assert_eq!(process.read(page(0x210)), Ok(0));
+            process.write(page(0x210), 1).unwrap();
+            assert_eq!(level_at(&mm, page(0x210)), Some(Level::Pte));
+        });
+    }
+
+    #[test]
+    fn a_span_that_the_region_does_not_fill_gets_small_pages() {
+        let world = four_level();
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0x201, 0x600));
+            let process = Process::enter(&world, &mm);
+            process.write(page(0x3ff), 1).unwrap();
+            process.write(page(0x400), 1).unwrap();
+            assert_eq!((level_at(&mm, page(0x3ff)), level_at(&mm, page(0x400))), (Some(Level::Pte), Some(Level::Pmd)));
+        });
+    }
+
+    #[test]
+    fn without_a_block_small_pages_do() {
+        // No 512 frames in a row that begin at a multiple of 512.
+        let world: World<FourLevel> = World::new(SimConfig::calm(0x200, 1, 1));
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0x200, 0x400));
+            assert_eq!(handle_mm_fault(&mm, page(0x200), Access::Write), Ok(Resolution::AnonymousPage));
+            // And without one only for a moment.
+            let mm = world.mm();
+            map_huge(&mm, pages(0, 0x200));
+            world.machine.handle().local().injection.fail_nth(4);
+            let resolved = handle_mm_fault(&mm, page(0), Access::Write);
+            world.machine.handle().local().injection.stop();
+            assert_eq!(resolved, Ok(Resolution::AnonymousPage));
+        });
+    }
+
+    /// The whole entry goes, or the rest of it survives in small pages with what was written and the same frames.
+    #[test]
+    fn unmapping_a_part_splits_and_the_rest_keeps_its_contents() {
+        let world = four_level();
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0x200, 0x400));
+            let process = Process::enter(&world, &mm);
+            (0x200..0x400).for_each(|number| process.write(page(number), number).unwrap());
+            let frames: Vec<_> = (0x200..0x400).map(|number| frame_at(&world, &mm, page(number)).unwrap().0).collect();
+            let first = frames[0];
+            let free = world.free_frames();
+            mm.munmap(pages(0x280, 0x300)).unwrap();
+            assert_eq!((level_at(&mm, page(0x200)), deposits(&mm, page(0x200))), (Some(Level::Pte), 0));
+            assert_eq!(mm.linked_table_bytes(), 3 * 4096, "a split changes no count (spec 3.2)");
+            world.settle();
+            assert!(world.free_frames() >= free + 0x80, "the unmapped part is free");
+            for number in 0x200..0x400 {
+                if (0x280..0x300).contains(&number) {
+                    assert_eq!(process.read(page(number)), Err(FaultError::NotMapped));
+                    continue;
+                }
+                assert_eq!(process.read(page(number)), Ok(number));
+                let frame = frame_at(&world, &mm, page(number)).unwrap();
+                assert_eq!(frame.0, first + number - 0x200);
+                let descriptor = world.memory.memmap().page(frame);
+                assert_eq!((descriptor.refcount(), descriptor.mapcount(), descriptor.order()), (1, 1, 0));
+            }
+        });
+    }
+
+    #[test]
+    fn protecting_all_of_it_keeps_it_huge_and_a_part_splits_it() {
+        let world = four_level();
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0x200, 0x400));
+            let process = Process::enter(&world, &mm);
+            process.write(page(0x200), 1).unwrap();
+            mm.mprotect(pages(0x200, 0x400), Protection::READ).unwrap();
+            assert_eq!(process.write(page(0x201), 2), Err(FaultError::Forbidden));
+            assert_eq!(process.read(page(0x200)), Ok(1));
+            mm.mprotect(pages(0x200, 0x400), Protection::READ_WRITE).unwrap();
+            process.write(page(0x201), 2).unwrap();
+            assert_eq!(level_at(&mm, page(0x200)), Some(Level::Pmd));
+            mm.mprotect(pages(0x300, 0x301), Protection::READ).unwrap();
+            assert_eq!(level_at(&mm, page(0x200)), Some(Level::Pte));
+            assert_eq!(process.write(page(0x300), 2), Err(FaultError::Forbidden));
+            process.write(page(0x2ff), 3).unwrap();
+            assert_eq!((process.read(page(0x201)), process.read(page(0x300))), (Ok(2), Ok(0)));
+            world.machine.assert_coherent();
+        });
+    }
+
+    /// Both sizes: each under the lock of the table that holds the entry, none with a deposit, none ever cut.
+    #[test]
+    fn explicit_huge_pages_have_their_size_and_are_never_cut() {
+        let world = small();
+        world.alone(|| {
+            let mm = world.mm();
+            let map = |range, size| mm.mmap(range, Protection::READ_WRITE, Mapping::Huge(size));
+            assert_eq!(map(pages(1, 5), HugeSize::Pmd), Err(MapError::CutsHugePage));
+            assert_eq!(map(pages(16, 28), HugeSize::Pud), Err(MapError::CutsHugePage));
+            map(pages(4, 12), HugeSize::Pmd).unwrap();
+            map(pages(16, 48), HugeSize::Pud).unwrap();
+            let process = Process::enter(&world, &mm);
+            for number in [4, 11, 16, 31, 47] {
+                process.write(page(number), number).unwrap();
+            }
+            for number in [4, 11, 16, 31, 47] {
+                assert_eq!(process.read(page(number)), Ok(number));
+            }
+            assert_eq!(process.read(page(40)), Ok(0));
+            assert_eq!((level_at(&mm, page(5)), level_at(&mm, page(40))), (Some(Level::Pmd), Some(Level::Pud)));
+            assert_eq!((deposits(&mm, page(4)), mm.linked_table_bytes()), (0, 4096));
+            for cut in [pages(5, 8), pages(4, 6), pages(20, 32)] {
+                assert_eq!(mm.munmap(cut), Err(MapError::CutsHugePage));
+                assert_eq!(mm.mprotect(cut, Protection::READ), Err(MapError::CutsHugePage));
+            }
+            assert!(!mm.split_huge_page(page(4)), "an explicit huge page was split");
+            mm.mprotect(pages(16, 32), Protection::READ).unwrap();
+            assert_eq!(process.write(page(16), 1), Err(FaultError::Forbidden));
+            assert_eq!(process.read(page(16)), Ok(16));
+            mm.mprotect(pages(16, 32), Protection::READ_WRITE).unwrap();
+            process.write(page(16), 1).unwrap();
+            mm.munmap(pages(32, 48)).unwrap();
+            assert_eq!(process.read(page(47)), Err(FaultError::NotMapped));
+            world.machine.assert_coherent();
+        });
+    }
+
+    #[test]
+    fn a_size_the_mode_does_not_have_is_refused() {
+        let world: World<Tiny> = World::new(SimConfig::calm(64, 1, 1));
+        world.alone(|| {
+            let mm = world.mm();
+            let mapped = mm.mmap(pages(0, 16), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud));
+            assert_eq!(mapped, Err(MapError::NoSuchPageSize));
+        });
+    }
+
+    /// R34: block, deposit and constructor may each fail, for good or once; the fault succeeds or is out of memory.
+    #[test]
+    fn every_allocation_of_a_huge_fault_may_fail() {
+        let world = small();
+        world.alone(|| {
+            for from_on in [false, true] {
+                for nth in 1..12 {
+                    let mm = world.mm();
+                    map_huge(&mm, pages(0, 4));
+                    let machine = world.machine.handle();
+                    let injection = &machine.local().injection;
+                    if from_on {
+                        injection.fail_from(nth)
+                    } else {
+                        injection.fail_nth(nth)
+                    }
+                    let resolved = handle_mm_fault(&mm, page(0), Access::Write);
+                    injection.stop();
+                    assert!(matches!(resolved, Ok(_) | Err(FaultError::OutOfMemory)), "{resolved:?}");
+                    assert!(from_on || resolved.is_ok(), "one failure is made good");
+                }
+            }
+        });
+    }
+}
+
+mod races {
+    use super::*;
+    use crate::testing::map_anonymous;
+
+    const CPUS: u64 = 4;
+
+    fn racy<Mode: PagingMode>(frames: usize, seed: u64) -> World<Mode> {
+        World::new(SimConfig::racy(frames, CPUS as usize, seed))
+    }
+
+    /// R13, I14: all CPUs fault in the four spans below one PMD table while one of them unmaps and maps one of the spans.
+    /// Deposits and huge entries agree at the end, and nothing leaks.
+    #[test]
+    fn huge_faults_of_one_pmd_table_race_with_each_other_and_with_a_zap() {
+        for seed in 0..24 {
+            let world: World<Small> = racy(256, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                (0..4).for_each(|span| map_huge(&mm, pages(4 * span, 4 * span + 4)));
+                mm
+            });
+            world.machine.run_all(|cpu| {
+                let process = Process::enter(&world, &mm);
+                for round in 0..40 {
+                    if cpu.0 == 0 {
+                        mm.munmap(pages(4, 8)).unwrap();
+                        world.machine.assert_no_translation(mm.pgd(), pages(4, 8));
+                        map_huge(&mm, pages(4, 8));
+                    }
+                    for span in 0..4 {
+                        let number = 4 * span + u64::from(cpu.0) % 4;
+                        match process.write(page(number), round) {
+                            Ok(()) | Err(FaultError::NotMapped) => (),
+                            Err(error) => panic!("{error:?}"),
+                        }
+                    }
+                }
+            });
+            world.alone(|| {
+                let process = Process::enter(&world, &mm);
+                (0..4).for_each(|span| process.write(page(4 * span), 1).unwrap());
+                drop(process);
+                assert!((0..4).all(|span| level_at(&mm, page(4 * span)) == Some(Level::Pmd)));
+                assert_eq!(deposits(&mm, page(0)), 4);
+                drop(mm);
+            });
+        }
+    }
+
+    /// R12, I28, I34: a huge page is split again and again, and has its rights changed as a whole, while others look without
+    /// a lock and write. Nobody sees none; no increment is lost; no CPU has translations of both sizes.
+    #[test]
+    fn splits_and_changes_of_rights_race_with_faults_and_lockless_walkers() {
+        for seed in 0..12 {
+            let world: World<Small> = racy(256, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                map_huge(&mm, pages(0, 4));
+                let process = Process::enter(&world, &mm);
+                process.write(page(0), 0).unwrap();
+                drop(process);
+                mm
+            });
+            let done = AtomicU64::new(0);
+            let landed = AtomicU64::new(0);
+            world.machine.run_all(|cpu| {
+                let process = Process::enter(&world, &mm);
+                if cpu.0 == 0 {
+                    for _ in 0..40 {
+                        mm.mprotect(pages(0, 4), Protection::READ).unwrap();
+                        mm.mprotect(pages(0, 4), Protection::READ_WRITE).unwrap();
+                        assert!(mm.split_huge_page(page(0)));
+                        mm.mprotect(pages(1, 3), Protection::READ).unwrap();
+                        mm.mprotect(pages(0, 4), Protection::READ_WRITE).unwrap();
+                        // The range is several regions by now; a new start.
+                        mm.munmap(pages(0, 4)).unwrap();
+                        map_huge(&mm, pages(0, 4));
+                        landed.store(0, Ordering::SeqCst);
+                        process.write(page(3), 0).unwrap();
+                        if level_at(&mm, page(0)) != Some(Level::Pmd) {
+                            // Somebody read first.
+                            mm.collapse_huge_page(page(0)).unwrap();
+                        }
+                    }
+                    done.store(1, Ordering::Relaxed);
+                    return;
+                }
+                while done.load(Ordering::Relaxed) == 0 {
+                    match process.fetch_add(page(u64::from(cpu.0)), 1) {
+                        Ok(_) | Err(FaultError::Forbidden | FaultError::NotMapped) => (),
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            });
+            world.alone(|| drop(mm));
+        }
+    }
+
+    /// I28 alone: the entry under split, and under protection change, is never none to a lockless look, and always leads to
+    /// the same frame.
+    #[test]
+    fn an_entry_under_split_or_protection_change_is_never_seen_as_none() {
+        for seed in 0..12 {
+            let world: World<Small> = racy(256, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                map_huge(&mm, pages(0, 4));
+                // Each round has a span of its own: a region, so that protection is changed as a whole.
+                (1..4).for_each(|span| map_huge(&mm, pages(4 * span, 4 * span + 4)));
+                let process = Process::enter(&world, &mm);
+                (0..4).for_each(|span| process.write(page(4 * span), 1).unwrap());
+                drop(process);
+                mm
+            });
+            let done = AtomicU64::new(0);
+            world.machine.run_all(|cpu| {
+                let process = Process::enter(&world, &mm);
+                if cpu.0 == 0 {
+                    for span in 0..4 {
+                        for _ in 0..10 {
+                            mm.mprotect(pages(4 * span, 4 * span + 4), Protection::READ).unwrap();
+                            mm.mprotect(pages(4 * span, 4 * span + 4), Protection::READ_WRITE).unwrap();
+                        }
+                        assert!(mm.split_huge_page(page(4 * span)));
+                    }
+                    done.store(1, Ordering::Relaxed);
+                    return;
+                }
+                while done.load(Ordering::Relaxed) == 0 {
+                    for span in 0..4 {
+                        let (_, entry) = leaf_at(&mm, page(4 * span)).expect("an entry under change was none (I28)");
+                        assert!(entry.is_present() || entry.is_huge(), "{entry:?}");
+                        assert_eq!(process.read(page(4 * span)), Ok(1));
+                    }
+                }
+            });
+            world.alone(|| drop(mm));
+        }
+    }
+
+    /// The same with real sizes: 512 entries to fill while others fault on them.
+    #[test]
+    fn a_split_of_two_megabytes_races_with_increments() {
+        for seed in 0..2 {
+            let world: World<FourLevel> = racy(0x900, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                map_huge(&mm, pages(0x200, 0x400));
+                mm
+            });
+            world.machine.run_all(|cpu| {
+                let process = Process::enter(&world, &mm);
+                for number in 0x200..0x240 {
+                    process.fetch_add(page(number * 8 % 0x200 + 0x200), 1).unwrap();
+                    if cpu.0 == 0 && number == 0x210 {
+                        assert!(mm.split_huge_page(page(0x200)));
+                    }
+                }
+            });
+            world.alone(|| {
+                let process = Process::enter(&world, &mm);
+                for number in (0x200..0x400).step_by(8) {
+                    assert_eq!(process.read(page(number)), Ok(CPUS));
+                }
+                drop(process);
+                drop(mm);
+            });
+        }
+    }
+
+    /// Explicit pages of both sizes: one page each, whoever is faster, and every increment in it.
+    #[test]
+    fn explicit_huge_faults_race() {
+        for seed in 0..12 {
+            let world: World<Small> = racy(256, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                mm.mmap(pages(0, 16), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pmd)).unwrap();
+                mm.mmap(pages(16, 32), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud)).unwrap();
+                map_anonymous(&mm, pages(32, 33));
+                mm
+            });
+            world.machine.run_all(|_| {
+                let process = Process::enter(&world, &mm);
+                (0..33).for_each(|number| {
+                    process.fetch_add(page(number), 1).unwrap();
+                });
+            });
+            world.alone(|| {
+                let process = Process::enter(&world, &mm);
+                assert!((0..33).all(|number| process.read(page(number)) == Ok(CPUS)));
+                drop(process);
+                assert_eq!(StatsSnapshot::sum(world.machine.handle().cpus())[Counter::HugeFault], 5);
+                drop(mm);
+            });
+        }
+    }
+}
