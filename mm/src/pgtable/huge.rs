@@ -74,8 +74,7 @@ pub(crate) struct HugeLocked<'m, 't, M: Machine> {
 }
 
 impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
-    /// Locks the huge entry that `slot` holds for `address`; `None` if it holds anything else once locked
-    /// (`pmd_trans_huge_lock`). Under the lock no entry is seen invalidated: that state does not outlive a critical section.
+    /// Locks the huge entry that `slot` holds for `address`; `None` if it holds anything else once locked. Under the lock no entry is seen invalidated: that state does not outlive a critical section.
     pub(crate) fn lock(mm: &'m Mm<M>, slot: Slot<'t, M>, address: VirtAddr) -> Option<Self> {
         let guard = lock_table_of(mm, slot);
         let span = span_of::<M::Mode>(slot.table().level(), address);
@@ -169,16 +168,21 @@ fn flush_huge<M: Machine>(mm: &Mm<M>, span: VirtRange) {
     tlb::flush_range(mm, VirtRange { start: span.start, end: VirtAddr(span.start.0 + PAGE_SIZE as u64) });
 }
 
-/// Splits the transparent huge entry that `pmd` holds for `address`, if it holds one (`split_huge_pmd`). Takes the PMD
-/// lock, and waits for a shootdown under it. Faults and removers may run meanwhile.
-pub(crate) fn split_huge_pmd<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, address: VirtAddr) -> bool {
+/// Locks the transparent huge entry that `pmd` holds for `address`; `None`, without the lock, if it holds anything else once
+/// locked (`pmd_trans_huge_lock`). Takes the PMD lock.
+fn pmd_trans_huge_lock<'m, 't, M: Machine>(
+    mm: &'m Mm<M>,
+    pmd: Slot<'t, M>,
+    address: VirtAddr,
+) -> Option<HugeLocked<'m, 't, M>> {
     debug_assert_eq!(pmd.table().level(), Level::Pmd);
-    let huge = HugeLocked::lock(mm, pmd, address).filter(|huge| !huge.load().is_explicit());
-    let found = huge.is_some();
-    if let Some(huge) = huge {
-        huge.split();
-    }
-    found
+    HugeLocked::lock(mm, pmd, address).filter(|huge| !huge.load().is_explicit())
+}
+
+/// Splits the transparent huge entry that `pmd` holds for `address`, if it holds one (`split_huge_pmd`), and says whether.
+/// Takes the PMD lock, and waits for a shootdown under it. Faults and removers may run meanwhile.
+pub(crate) fn split_huge_pmd<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, address: VirtAddr) -> bool {
+    pmd_trans_huge_lock(mm, pmd, address).map(HugeLocked::split).is_some()
 }
 
 /// The entry that is or was a leaf for `address` at one instant, and its level; `None` where there is none at any level.

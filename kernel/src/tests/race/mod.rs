@@ -2,6 +2,7 @@
 
 pub mod come_and_go;
 pub mod held;
+mod huge;
 mod mprotect;
 mod munmap;
 mod pages;

@@ -153,3 +153,30 @@ fn a_violation_stops_the_machine_by_name_unless_it_is_to_collect_them() {
     });
     assert!(text.contains("NotData"), "not told at the end: {text}");
 }
+
+/// I34: an entry that turns from a table into a leaf without a flush between leaves a small translation behind.
+#[test]
+fn a_large_and_a_small_translation_of_one_address_are_caught() {
+    let rig = Rig::lenient();
+    rig.read(VA).unwrap();
+    // A leaf of four pages over the same frames.
+    rig.set_pmd(rig.top.address() | RW | 1 << 7);
+    // The first fault drops the cached way to the table, the second walk finds the leaf.
+    rig.read(VirtAddr(0)).unwrap_err();
+    rig.read(VirtAddr(0)).unwrap_err();
+    let (cached, found) = (Level::Pte, Level::Pmd);
+    assert_eq!(rig.caught(), [SimViolation::MixedSizes { cpu: CPU0, address: VirtAddr(0), cached, found }]);
+}
+
+#[test]
+fn nothing_is_caught_when_the_size_changes_with_a_flush_between() {
+    let rig = Rig::strict();
+    rig.read(NEIGHBOUR).unwrap();
+    rig.on(CPU0, |sim| {
+        rig.set_pmd(1 << 7 | 1 << 10);
+        sim.flush_local(LocalFlush::Range(range(0, 0x4000)));
+        // The same four frames in one piece.
+        rig.set_pmd(rig.top.address() | RW | 1 << 7);
+    });
+    rig.read(VirtAddr(0x3000)).unwrap();
+}

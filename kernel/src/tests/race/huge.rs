@@ -1,0 +1,307 @@
+//! Huge pages on all CPUs: faults that race for one, splits and collapses under the feet of those who use it.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arch_x86::machine::X86;
+use arch_x86::user_access::AccessFault;
+use mm::address_space::MapError;
+use mm::pgtable::{HugeSize, Level, Protection, deposited_tables, leaf_at, pmd_offset};
+use mm::sync::rcu;
+
+use super::come_and_go::needs_a_second_cpu;
+use super::held::{Collision, TableLock};
+use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mapping, Mm, enter, memory};
+use crate::smp::online;
+use crate::tests::support::{PMD_TABLE, TABLE, add, dawdle, map_anonymous, page, pages, read, write};
+use crate::workload::crew;
+
+/// A page of another span below the same PMD table; it keeps that table.
+const NEIGHBOUR: u64 = 300 * TABLE;
+
+/// The span of huge page `number`.
+fn span(number: u64) -> mm::address::VirtRange {
+    pages(number * TABLE, (number + 1) * TABLE)
+}
+
+fn map_huge(mm: &Mm, number: u64) -> Result<(), MapError> {
+    mm.mmap(span(number), Protection::READ_WRITE, Mapping::AnonymousHuge)
+}
+
+/// Maps and touches a page that keeps the PMD table of page 0.
+fn keep_pmd_table(mm: &Mm) -> TestResult {
+    map_anonymous(mm, pages(NEIGHBOUR, NEIGHBOUR + 1))?;
+    Ok(write(NEIGHBOUR, 1)?)
+}
+
+fn level_of(mm: &Mm, number: u64) -> Option<Level> {
+    leaf_at(mm, span(number).start).map(|(level, _)| level)
+}
+
+fn deposits(mm: &Mm) -> usize {
+    let rcu = rcu::read_lock(X86);
+    pmd_offset(mm, &rcu, page(0)).map_or(0, |pmds| deposited_tables(mm, pmds.slot(page(0))))
+}
+
+ktest! {
+    /// All CPUs fault in four spans below one PMD table, and one of them unmaps and maps one of the spans: at the end each
+    /// span is one huge page with one deposit, and nothing is lost (R13, I14).
+    fn huge_faults_race(t: &TestContext) {
+        const SPANS: u64 = 4;
+        const ROUNDS: u64 = 6;
+        let mm = Mm::create(memory())?;
+        for _ in 0..ROUNDS {
+            (0..SPANS).try_for_each(|number| map_huge(&mm, number))?;
+            let outcomes = crew::run(online(), &|member| -> TestResult {
+                let _user = enter(&mm);
+                member.meet();
+                if member.index == 0 {
+                    mm.munmap(span(SPANS - 1))?;
+                    map_huge(&mm, SPANS - 1)?;
+                }
+                for number in 0..SPANS - 1 {
+                    add(number * TABLE + member.index as u64, 1)?;
+                    add(number * TABLE + 100, 1)?;
+                }
+                // This one comes and goes.
+                match write((SPANS - 1) * TABLE, 1) {
+                    Ok(()) | Err(AccessFault::Fault) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            })?;
+            outcomes.into_iter().collect::<TestResult>()?;
+            let _user = enter(&mm);
+            write((SPANS - 1) * TABLE, 1)?;
+            for number in 0..SPANS - 1 {
+                ktest_assert_eq!(read(number * TABLE + 100)?, t.cpus() as u64);
+            }
+            for number in 0..SPANS {
+                ktest_assert_eq!(level_of(&mm, number), Some(Level::Pmd));
+            }
+            ktest_assert_eq!(deposits(&mm), SPANS as usize);
+            mm.munmap(pages(0, SPANS * TABLE))?;
+            ktest_assert_eq!(mm.linked_table_bytes(), 0);
+        }
+    }
+
+    /// Two CPUs want one huge page and wait for the PMD lock, each with a block and a deposit in hand: the second gives both
+    /// back (R13).
+    fn two_huge_faults_that_wait_for_the_pmd_lock_leave_one_page(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        Collision {
+            lock: TableLock::Pmd,
+            prepare: &|mm| {
+                if level_of(mm, NEIGHBOUR / TABLE).is_none() {
+                    keep_pmd_table(mm)?;
+                }
+                Ok(map_huge(mm, 0)?)
+            },
+            first: &|_| Ok(write(0, 1)?),
+            second: &|_| Ok(write(1, 1)?),
+            judge: &|mm| {
+                ktest_assert_eq!((level_of(mm, 0), deposits(mm)), (Some(Level::Pmd), 1));
+                ktest_assert_eq!((read(0)?, read(1)?), (1, 1));
+                Ok(mm.munmap(span(0))?)
+            },
+        }
+        .repeat(t, &mm, 8)?;
+    }
+
+    /// A huge fault that waits for the PMD lock finds its region gone, or is unmapped: in no case it leaves a page (R13, and
+    /// the rule for none slots).
+    fn a_huge_fault_that_waits_gives_up_when_its_region_is_gone(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        Collision {
+            lock: TableLock::Pmd,
+            prepare: &|mm| {
+                if level_of(mm, NEIGHBOUR / TABLE).is_none() {
+                    keep_pmd_table(mm)?;
+                }
+                Ok(map_huge(mm, 0)?)
+            },
+            first: &|_| {
+                let _ = write(0, 1);
+                Ok(())
+            },
+            second: &|mm| Ok(mm.munmap(span(0))?),
+            judge: &|mm| {
+                ktest_assert_eq!((level_of(mm, 0), deposits(mm)), (None, 0));
+                ktest_assert_eq!(read(0), Err(AccessFault::Fault));
+                Ok(())
+            },
+        }
+        .repeat(t, &mm, 8)?;
+    }
+
+    /// One CPU splits a huge page and has it collapsed again, the others look without a lock and increment: they never see
+    /// an entry in split as none, and no increment is lost (R12, I28).
+    fn splits_race_with_faults_and_lockless_walkers(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        const ROUNDS: u64 = 12;
+        let mm = Mm::create(memory())?;
+        map_huge(&mm, 0)?;
+        {
+            let _user = enter(&mm);
+            write(0, 0)?;
+        }
+        let (done, added) = (AtomicBool::new(false), AtomicU64::new(0));
+        // While even, nobody collapses: an entry may be in split, but never none.
+        let phase = AtomicU64::new(0);
+        let seed = t.random().next_u64();
+        let outcomes = crew::run(online(), &|member| -> TestResult {
+            let mut random = Random::new(seed ^ member.index as u64);
+            let _user = enter(&mm);
+            member.meet();
+            if member.index == 0 {
+                let outcome = (0..ROUNDS).try_for_each(|round| {
+                    dawdle(&mut random, 20_000);
+                    ktest_assert!(mm.split_huge_page(page(0)), "round {round}: nothing to split");
+                    ktest_assert_eq!(level_of(&mm, 0), Some(Level::Pte));
+                    dawdle(&mut random, 20_000);
+                    phase.fetch_add(1, Ordering::SeqCst);
+                    mm.collapse_huge_page(page(0)).map_err(|_| "a range in use cannot be collapsed")?;
+                    phase.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                });
+                done.store(true, Ordering::Release);
+                return outcome;
+            }
+            while !done.load(Ordering::Acquire) {
+                let before = phase.load(Ordering::SeqCst);
+                let leaf = leaf_at(&mm, page(0));
+                let is_quiet = before.is_multiple_of(2) && before == phase.load(Ordering::SeqCst);
+                t.check(leaf.is_some() || !is_quiet, format_args!("an entry in split was none"));
+                add(random.below(TABLE), 1)?;
+                added.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
+        let _user = enter(&mm);
+        let sum = (0..TABLE).try_fold(0, |sum, number| Ok::<u64, AccessFault>(sum + read(number)?))?;
+        ktest_assert_eq!(sum, added.load(Ordering::Relaxed));
+        ktest_assert_eq!(deposits(&mm), 1);
+    }
+
+    /// All of a huge page loses and gets back the right to write while others look and try: its entry is never none and
+    /// stays huge, and no write lands without the right (I28, R12).
+    fn a_protection_change_is_never_seen_as_none(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        let mm = Mm::create(memory())?;
+        map_huge(&mm, 0)?;
+        {
+            let _user = enter(&mm);
+            write(0, 0)?;
+        }
+        let done = AtomicBool::new(false);
+        let seed = t.random().next_u64();
+        let outcomes = crew::run(online(), &|member| -> TestResult {
+            let mut random = Random::new(seed ^ member.index as u64);
+            let _user = enter(&mm);
+            member.meet();
+            if member.index == 0 {
+                let outcome = (0..30).try_for_each(|round| {
+                    mm.mprotect(span(0), Protection::READ)?;
+                    let seen = read(7)?;
+                    dawdle(&mut random, 10_000);
+                    ktest_assert!(read(7)? == seen, "round {round}: a write landed while it was forbidden");
+                    mm.mprotect(span(0), Protection::READ_WRITE)?;
+                    dawdle(&mut random, 2_000);
+                    Ok(())
+                });
+                done.store(true, Ordering::Release);
+                return outcome;
+            }
+            while !done.load(Ordering::Acquire) {
+                let leaf = leaf_at(&mm, page(0));
+                let is_huge = leaf.is_some_and(|(level, entry)| level == Level::Pmd && entry.is_huge());
+                t.check(is_huge, format_args!("a huge entry under protection change was {leaf:?}"));
+                let _ = add(7, 1);
+            }
+            Ok(())
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
+        ktest_assert_eq!(level_of(&mm, 0), Some(Level::Pmd));
+    }
+
+    /// Small pages are collapsed and cut up again by `mprotect` of a part while others increment them: none is lost.
+    fn collapse_races_with_faults(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        const PAGES: u64 = 16;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, span(0))?;
+        {
+            let _user = enter(&mm);
+            write(0, 0)?;
+        }
+        let (done, added) = (AtomicBool::new(false), AtomicU64::new(0));
+        let outcomes = crew::run(online(), &|member| -> TestResult {
+            let _user = enter(&mm);
+            member.meet();
+            if member.index == 0 {
+                let outcome = (0..10).try_for_each(|_| {
+                    mm.collapse_huge_page(page(3)).map_err(|_| "a range in use cannot be collapsed")?;
+                    ktest_assert!(mm.split_huge_page(page(5)), "it was split by somebody else");
+                    Ok(())
+                });
+                done.store(true, Ordering::Release);
+                return outcome;
+            }
+            let mut number = 0;
+            while !done.load(Ordering::Acquire) {
+                add(number % PAGES, 1)?;
+                added.fetch_add(1, Ordering::Relaxed);
+                number += 1;
+            }
+            Ok(())
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
+        let _user = enter(&mm);
+        let sum = (0..TABLE).try_fold(0, |sum, number| Ok::<u64, AccessFault>(sum + read(number)?))?;
+        ktest_assert_eq!(sum, added.load(Ordering::Relaxed));
+    }
+
+    /// All CPUs fault on explicit pages of 2 MiB, under the PMD lock (spec 10): one page each, and every increment in it.
+    fn explicit_huge_faults_race(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        mm.mmap(pages(0, 3 * TABLE), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pmd))?;
+        count_on_all_cpus(t, &mm, 3 * TABLE)?;
+        ktest_assert_eq!((level_of(&mm, 0), deposits(&mm)), (Some(Level::Pmd), 0));
+        ktest_assert_eq!(mm.munmap(pages(1, TABLE)), Err(MapError::CutsHugePage));
+        mm.munmap(span(1))?;
+        let _user = enter(&mm);
+        ktest_assert_eq!((read(TABLE), read(0)?), (Err(AccessFault::Fault), t.cpus() as u64));
+    }
+
+    /// The same with a page of 1 GiB, under `page_table_lock`; only where there is so much memory in one piece.
+    fn a_gigabyte_page_is_faulted_in_once(t: &TestContext) {
+        let Ok(block) = memory().frames().alloc_order(X86, HugeSize::Pud.order::<mm::pgtable::FourLevel>()) else {
+            return Err(Stop::skipped(format_args!("no GiB of memory in one piece: needs --mem 3G")));
+        };
+        memory().frames().free_order(X86, block, HugeSize::Pud.order::<mm::pgtable::FourLevel>());
+        let mm = Mm::create(memory())?;
+        mm.mmap(pages(0, PMD_TABLE), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud))?;
+        count_on_all_cpus(t, &mm, PMD_TABLE)?;
+        ktest_assert_eq!(level_of(&mm, 0), Some(Level::Pud));
+        ktest_assert_eq!(mm.munmap(pages(0, TABLE)), Err(MapError::CutsHugePage));
+        mm.munmap(pages(0, PMD_TABLE))?;
+        ktest_assert_eq!(mm.linked_table_bytes(), 0);
+    }
+}
+
+/// Has every CPU increment some pages below `end`, and sees that no increment is lost.
+fn count_on_all_cpus(t: &TestContext, mm: &crate::memory::MmRef, end: u64) -> TestResult {
+    let touched = || (0..end).step_by(end as usize / 6);
+    let outcomes = crew::run(online(), &|member| -> TestResult {
+        let _user = enter(mm);
+        member.meet();
+        touched().try_for_each(|number| add(number, 1).map(|_| ()))?;
+        Ok(())
+    })?;
+    outcomes.into_iter().collect::<TestResult>()?;
+    let _user = enter(mm);
+    for number in touched() {
+        ktest_assert_eq!(read(number)?, t.cpus() as u64);
+    }
+    Ok(())
+}
