@@ -5,6 +5,7 @@
 
 mod failure;
 mod fault;
+mod helpers;
 mod lock;
 mod race;
 mod shootdown;

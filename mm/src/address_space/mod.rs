@@ -21,10 +21,11 @@ use crate::pgtable::{DepositList, PageTableLock, PagingMode, pgd_alloc, pgd_free
 use crate::slab::SlabKind;
 use crate::sync::OwnLine;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::rcu::RcuRead;
 pub(crate) use crate::sync::rwlock::MmapHeld;
 use crate::sync::rwlock::{MmapLock, MmapWriteGuard};
 use crate::tlb::{self, MmTlb};
-use crate::vma::VmaTree;
+use crate::vma::{Vma, VmaTree};
 use core::ptr::NonNull;
 
 /// Proof that `mmap_lock` of some address space is held for writing.
@@ -99,6 +100,11 @@ impl<M: Machine> Mm<M> {
     /// Frame of the top table.
     pub fn pgd(&self) -> Pfn {
         self.pgd
+    }
+
+    /// The region that covers `address`, if any (`find_vma`, but never one further up). It may be detached at any moment.
+    pub fn find_vma<'r>(&'r self, rcu: &'r RcuRead<M>, address: VirtAddr) -> Option<&'r Vma<M>> {
+        self.vmas.lookup(rcu, address)
     }
 
     pub(crate) fn vmas(&self) -> &VmaTree<M> {

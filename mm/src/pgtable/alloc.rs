@@ -35,8 +35,18 @@ pub(crate) fn pagetable_pmd_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Re
     construct(memory, pfn, USE_SPLIT_PMD_PTLOCKS)
 }
 
-/// Constructs a table above the PMD level, which has no lock of its own and so cannot fail.
-pub(crate) fn pagetable_upper_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+/// Constructs a PUD table in fresh frame `pfn`. It has no lock of its own, so nothing can fail; nor can it a level up.
+pub(crate) fn pagetable_pud_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+    account(memory, pfn);
+}
+
+/// Constructs a P4D table in fresh frame `pfn`.
+pub(crate) fn pagetable_p4d_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
+    account(memory, pfn);
+}
+
+/// Constructs a PGD table in fresh frame `pfn`.
+pub(crate) fn pagetable_pgd_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     account(memory, pfn);
 }
 
@@ -110,14 +120,14 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
     /// [`OutOfTables`]; whatever had been taken is given back.
     pub(crate) fn allocate(memory: &'m Memory<M>, level: Level) -> Result<Self, OutOfTables> {
         let pfn = memory.frames().alloc_zeroed(memory.machine())?;
-        let constructed = match level {
-            Level::Pte => pagetable_pte_ctor(memory, pfn),
-            Level::Pmd => pagetable_pmd_ctor(memory, pfn),
-            _ => {
-                pagetable_upper_ctor(memory, pfn);
-                Ok(())
-            }
-        };
+        let mut constructed = Ok(());
+        match level {
+            Level::Pte => constructed = pagetable_pte_ctor(memory, pfn),
+            Level::Pmd => constructed = pagetable_pmd_ctor(memory, pfn),
+            Level::Pud => pagetable_pud_ctor(memory, pfn),
+            Level::P4d => pagetable_p4d_ctor(memory, pfn),
+            Level::Pgd => pagetable_pgd_ctor(memory, pfn),
+        }
         if let Err(error) = constructed {
             memory.frames().free(memory.machine(), pfn);
             return Err(error.into());
@@ -131,7 +141,7 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
     }
 
     /// The frame of the table.
-    pub(crate) fn pfn(&self) -> Pfn {
+    pub fn pfn(&self) -> Pfn {
         self.pfn
     }
 
@@ -146,6 +156,36 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
         core::mem::forget(self);
         pfn
     }
+}
+
+/// Makes a PTE table that nobody can reach yet, for [`pmd_install`](super::pmd_install) or [`pte_free`].
+///
+/// # Errors
+///
+/// [`OutOfTables`]; whatever had been taken is given back.
+pub fn pte_alloc_one<M: Machine>(memory: &Memory<M>) -> Result<UnpublishedTable<'_, M>, OutOfTables> {
+    UnpublishedTable::allocate(memory, Level::Pte)
+}
+
+/// Destroys and frees a PTE table that was never published, at once.
+pub fn pte_free<M: Machine>(table: UnpublishedTable<'_, M>) {
+    debug_assert_eq!(table.level, Level::Pte);
+    drop(table);
+}
+
+/// Makes a PMD table that nobody can reach yet.
+///
+/// # Errors
+///
+/// [`OutOfTables`]; whatever had been taken is given back.
+pub fn pmd_alloc_one<M: Machine>(memory: &Memory<M>) -> Result<UnpublishedTable<'_, M>, OutOfTables> {
+    UnpublishedTable::allocate(memory, Level::Pmd)
+}
+
+/// Destroys and frees a PMD table that was never published, at once.
+pub fn pmd_free<M: Machine>(table: UnpublishedTable<'_, M>) {
+    debug_assert_eq!(table.level, Level::Pmd);
+    drop(table);
 }
 
 /// Makes the top table of a new address space, with the kernel's entries in it.
@@ -169,3 +209,6 @@ impl<M: Machine> Drop for UnpublishedTable<'_, M> {
         pagetable_dtor_free(self.memory, self.pfn);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -18,7 +18,7 @@ mod second;
 mod table;
 mod zap;
 
-pub use alloc::UnpublishedTable;
+pub use alloc::{OutOfTables, UnpublishedTable, pmd_alloc_one, pmd_free, pte_alloc_one, pte_free};
 pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
 pub(crate) use collapse::{Unhooked, unhook_for_collapse};
 pub use deposit::deposited_tables;

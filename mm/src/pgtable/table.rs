@@ -9,6 +9,7 @@ use crate::address_space::Mm;
 use crate::machine::{Machine, SlotOf};
 use crate::memory::Memory;
 use crate::page::{Page, PageType};
+use crate::sync::RawLock;
 use crate::sync::rcu::RcuRead;
 
 /// A page table, mapped for access until dropped.
@@ -30,20 +31,20 @@ impl<'r, M: Machine> Table<'r, M> {
     /// the only pointer to it, or the address space's last reference.
     pub(super) fn map_private(memory: &'r Memory<M>, pfn: Pfn, level: Level) -> Self {
         let machine = memory.machine_ref();
+        let page = memory.memmap().page(pfn);
+        assert_table(page, pfn);
         let slots = machine.map_table(pfn, level);
         debug_assert_eq!(slots.len(), M::Mode::entries(level));
-        let table = Self { machine, page: memory.memmap().page(pfn), pfn, level, slots };
-        table.assert_constructed();
-        table
+        Self { machine, page, pfn, level, slots }
     }
 
     /// In debug builds, fails unless the table's constructor has run and its destructor has not (I4, I11).
     pub(super) fn assert_constructed(&self) {
-        debug_assert_eq!(self.page.page_type(), PageType::Table, "{:?} is used as a table and is none", self.pfn);
+        assert_table(self.page, self.pfn);
     }
 
     /// The top table of `mm`, which lives as long as the address space.
-    pub(crate) fn top(mm: &'r Mm<M>) -> Self {
+    pub fn top(mm: &'r Mm<M>) -> Self {
         Self::map_private(mm.memory(), mm.pgd(), M::Mode::TOP)
     }
 
@@ -71,6 +72,10 @@ impl<'r, M: Machine> Table<'r, M> {
     pub fn slot(&self, address: VirtAddr) -> Slot<'_, M> {
         Slot { table: self, index: M::Mode::index(self.level, address) }
     }
+}
+
+fn assert_table<L: RawLock>(page: &Page<L>, pfn: Pfn) {
+    debug_assert_eq!(page.page_type(), PageType::Table, "{pfn:?} is used as a table without a constructor");
 }
 
 impl<M: Machine> Drop for Table<'_, M> {

@@ -1,0 +1,208 @@
+//! Constructors and destructors by themselves: what they count, what they undo, and what a debug build does not let pass.
+
+use super::{
+    UnpublishedTable, pagetable_dtor, pagetable_pmd_ctor, pagetable_pte_ctor, pmd_alloc_one, pmd_free, pte_alloc_one,
+    pte_free,
+};
+use crate::address::Pfn;
+use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
+use crate::cpu::CpuId;
+use crate::fault::handle_mm_fault;
+use crate::machine::Machine;
+use crate::machine::sim::SimConfig;
+use crate::page::PageType;
+use crate::pgtable::{Entry, FourLevel, Level, PagingMode, pmd_install, pmd_offset, pte_offset_map};
+use crate::sync::rcu;
+use crate::testing::{World, map_anonymous, page, pages};
+use crate::vma::Access;
+
+type TestWorld = World<FourLevel>;
+
+fn calm() -> TestWorld {
+    World::new(SimConfig::calm(256, 1, 1))
+}
+
+/// A frame as the allocator hands it out.
+fn frame(world: &TestWorld) -> Pfn {
+    world.memory.frames().alloc_zeroed(world.machine.handle()).unwrap()
+}
+
+/// I4, I5: at each level a constructor makes one table of the frame, the destructor makes it a frame again.
+#[test]
+fn every_constructor_counts_one_table_and_the_destructor_takes_it_back() {
+    let world = calm();
+    world.alone(|| {
+        for level in [Level::Pte, Level::Pmd, Level::Pud, Level::P4d, Level::Pgd] {
+            let table = UnpublishedTable::allocate(world.memory, level).unwrap();
+            let descriptor = world.memory.memmap().page(table.pfn());
+            assert_eq!((descriptor.page_type(), world.memory.page_tables()), (PageType::Table, 1));
+            let has_lock = match level {
+                Level::Pte => USE_SPLIT_PTE_PTLOCKS,
+                Level::Pmd => USE_SPLIT_PMD_PTLOCKS,
+                _ => false,
+            };
+            assert_eq!(descriptor.ptl.is_live(), has_lock, "{level:?}: a lock of its own");
+            drop(table);
+            assert!(descriptor.page_type() != PageType::Table && world.memory.page_tables() == 0, "{level:?}");
+            assert!(!descriptor.ptl.is_live());
+        }
+        pte_free(pte_alloc_one(world.memory).unwrap());
+        pmd_free(pmd_alloc_one(world.memory).unwrap());
+        assert_eq!(world.memory.page_tables(), 0);
+    });
+}
+
+/// I4, spec 3.1: a constructor that fails has changed nothing, so that its frame goes back without a destructor.
+#[test]
+fn a_constructor_that_fails_changes_nothing() {
+    let world = calm();
+    world.alone(|| {
+        let injection = &world.machine.cpus().of(CpuId(0)).injection;
+        let pfn = frame(&world);
+        let descriptor = world.memory.memmap().page(pfn);
+        for (constructor, has_lock) in [
+            (pagetable_pte_ctor as fn(&_, _) -> _, USE_SPLIT_PTE_PTLOCKS),
+            (pagetable_pmd_ctor as fn(&_, _) -> _, USE_SPLIT_PMD_PTLOCKS),
+        ] {
+            injection.fail_nth(1);
+            let constructed: Result<(), _> = constructor(world.memory, pfn);
+            injection.stop();
+            assert_eq!(constructed.is_err(), has_lock);
+            if constructed.is_ok() {
+                pagetable_dtor(world.memory, pfn);
+            }
+            assert_eq!((descriptor.page_type(), world.memory.page_tables()), (PageType::Data, 0));
+            assert!(!descriptor.ptl.is_live());
+        }
+        world.memory.frames().free(world.machine.handle(), pfn);
+    });
+}
+
+/// I4.
+#[test]
+#[should_panic(expected = "which is in use")]
+fn a_second_constructor_is_caught() {
+    let world = calm();
+    world.alone(|| {
+        let pfn = frame(&world);
+        assert!(pagetable_pte_ctor(world.memory, pfn).is_ok());
+        // Its lock alone would be caught too (I9), so the second is of a level without one.
+        super::pagetable_pud_ctor(world.memory, pfn);
+    });
+}
+
+/// I4.
+#[test]
+#[should_panic(expected = "which is no table")]
+fn a_second_destructor_is_caught() {
+    let world = calm();
+    world.alone(|| {
+        let pfn = frame(&world);
+        assert!(pagetable_pte_ctor(world.memory, pfn).is_ok());
+        pagetable_dtor(world.memory, pfn);
+        pagetable_dtor(world.memory, pfn);
+    });
+}
+
+/// I8: a frame that a slab has cannot become a table: the lock's word is the slab's.
+#[test]
+#[should_panic(expected = "which is in use")]
+fn a_slab_frame_does_not_become_a_table() {
+    let world = calm();
+    world.alone(|| {
+        let _mm = world.mm();
+        let memmap = world.memory.memmap();
+        let mut frames = (memmap.first().0..memmap.end().0).map(Pfn);
+        let slab = frames.find(|pfn| memmap.page(*pfn).page_type() == PageType::Slab).unwrap();
+        super::pagetable_pud_ctor(world.memory, slab);
+    });
+}
+
+/// A debug build does not free a table frame whose destructor has not run (I4, I8).
+#[test]
+#[should_panic(expected = "Table")]
+fn a_table_without_its_destructor_is_not_freed() {
+    let world = calm();
+    world.alone(|| {
+        let pfn = pte_alloc_one(world.memory).unwrap().into_pfn();
+        world.memory.frames().free(world.machine.handle(), pfn);
+    });
+}
+
+/// A debug build does not use a table whose constructor has not run (I3).
+#[test]
+#[should_panic(expected = "used as a table without a constructor")]
+fn a_table_without_its_constructor_is_not_used() {
+    let world = calm();
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x600));
+        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let machine = mm.machine();
+        let rcu = rcu::read_lock(machine);
+        let pmds = pmd_offset(&mm, &rcu, page(0x400)).unwrap();
+        let index = FourLevel::index(Level::Pmd, page(0x400));
+        machine.set_frame_word(pmds.pfn(), index, Entry::table(frame(&world)).0);
+        pte_offset_map(&mm, pmds.slot(page(0x400)), page(0x400));
+    });
+}
+
+/// The same after the destructor (R5, I11).
+#[test]
+#[should_panic(expected = "used as a table without a constructor")]
+fn a_table_after_its_destructor_is_not_used() {
+    let world = calm();
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x600));
+        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let rcu = rcu::read_lock(mm.machine());
+        let pmds = pmd_offset(&mm, &rcu, page(0x200)).unwrap();
+        pagetable_dtor(world.memory, pmds.slot(page(0x200)).load().pfn());
+        pte_offset_map(&mm, pmds.slot(page(0x200)), page(0x200));
+    });
+}
+
+/// I12.
+#[test]
+#[should_panic(expected = "I12")]
+#[cfg(not(feature = "single-lock"))]
+fn a_table_whose_lock_is_held_is_not_destroyed() {
+    let world = calm();
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x600));
+        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let rcu = rcu::read_lock(mm.machine());
+        let pmds = pmd_offset(&mm, &rcu, page(0x200)).unwrap();
+        let pmd = pmds.slot(page(0x200));
+        let _locked = crate::pgtable::pte_offset_map_lock(&mm, pmd, page(0x200)).unwrap();
+        pagetable_dtor(world.memory, pmd.load().pfn());
+    });
+}
+
+/// I7, I15: a spare is taken by a none slot alone; it is counted from where it is linked to where it is unlinked.
+#[test]
+fn a_spare_table_is_taken_only_by_a_none_slot_and_counted_while_linked() {
+    let world = calm();
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x201));
+        map_anonymous(&mm, pages(0x400, 0x401));
+        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let linked = mm.linked_table_bytes();
+        let mut spare = Some(pte_alloc_one(world.memory).unwrap());
+        assert_eq!(mm.linked_table_bytes(), linked, "counted before it is linked");
+        {
+            let rcu = rcu::read_lock(mm.machine());
+            let pmds = pmd_offset(&mm, &rcu, page(0x200)).unwrap();
+            let vma = mm.find_vma(&rcu, page(0x400)).unwrap();
+            assert_eq!(pmd_install(&mm, pmds.slot(page(0x200)), &mut spare, vma), Ok(()));
+            assert!(spare.is_some(), "a slot that has a table took another");
+            assert_eq!(pmd_install(&mm, pmds.slot(page(0x400)), &mut spare, vma), Ok(()));
+            assert!(spare.is_none() && mm.linked_table_bytes() == linked + 4096);
+        }
+        mm.munmap(pages(0x400, 0x401)).unwrap();
+        assert_eq!(mm.linked_table_bytes(), linked, "counted until it was freed, not until it was unlinked");
+    });
+}
