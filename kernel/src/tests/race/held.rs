@@ -48,10 +48,12 @@ impl TableLock {
     }
 }
 
-/// Waits until every CPU of `cpus` waits for a lock of `mm`; `false` if some does not come to it.
+/// Waits until every CPU of `cpus` waits for a lock of `mm` that this CPU holds; `false` if some does not come to it. A wait
+/// for another lock, of the slab say, does not count: that CPU has not come so far yet.
 pub fn await_waiting(cpus: CpuSet) -> bool {
     let give_up = time::now_nanos().saturating_add(PATIENCE_NANOS);
-    let waits = |cpu: CpuId| X86.cpus().of(cpu).parking.waiting_for().is_some();
+    let held = &X86.local().held;
+    let waits = |cpu: CpuId| X86.cpus().of(cpu).parking.waiting_for().is_some_and(|wait| held.contains(wait.lock));
     while !cpus.iter().all(waits) {
         if time::now_nanos() >= give_up {
             return false;
@@ -87,34 +89,29 @@ impl Collision<'_> {
             return Err(Stop::skipped(format_args!("needs three CPUs")));
         }
         let turn = AtomicU32::new(NOBODY);
-        // Set before a meeting, looked at after it.
-        let lost = AtomicBool::new(false);
+        // Each flag is stored on one side of a meeting and looked at on the other: whoever is late sees what all others saw.
+        let (lost, over) = (AtomicBool::new(false), AtomicBool::new(false));
         let outcomes = crew::run(first_cpus(3), &|member| {
             let _user = enter(mm);
+            let is_judge = member.index == 0;
             let mut outcome = Ok(());
             for _ in 0..rounds {
-                if member.index == 0 {
+                if is_judge {
                     turn.store(NOBODY, Ordering::Relaxed);
-                    outcome = (self.prepare)(mm);
-                    lost.store(outcome.is_err(), Ordering::Relaxed);
+                    if !lost.load(Ordering::Relaxed) {
+                        outcome = outcome.and_then(|()| (self.prepare)(mm));
+                    }
+                    over.store(outcome.is_err() || lost.load(Ordering::Relaxed), Ordering::Relaxed);
                 }
                 member.meet();
-                if lost.load(Ordering::Relaxed) {
+                if over.load(Ordering::Relaxed) {
                     break;
                 }
-                outcome = self.collide(t, mm, member, &turn);
+                outcome = self.collide(mm, member, &turn);
                 lost.fetch_or(outcome.is_err(), Ordering::Relaxed);
                 member.meet();
-                if lost.load(Ordering::Relaxed) {
-                    break;
-                }
-                if member.index == 0 {
+                if is_judge && !lost.load(Ordering::Relaxed) {
                     outcome = (self.judge)(mm);
-                    lost.store(outcome.is_err(), Ordering::Relaxed);
-                }
-                member.meet();
-                if lost.load(Ordering::Relaxed) {
-                    break;
                 }
             }
             outcome
@@ -122,7 +119,7 @@ impl Collision<'_> {
         outcomes.into_iter().collect()
     }
 
-    fn collide(&self, t: &TestContext, mm: &MmRef, member: &Member<'_>, turn: &AtomicU32) -> TestResult {
+    fn collide(&self, mm: &MmRef, member: &Member<'_>, turn: &AtomicU32) -> TestResult {
         let await_turn = |wanted| {
             while turn.load(Ordering::Acquire) < wanted {
                 spin_loop();
@@ -130,10 +127,10 @@ impl Collision<'_> {
         };
         match member.index {
             0 => {
-                let held = self.lock.hold(mm, || let_in(t, turn));
+                let held = self.lock.hold(mm, || let_in(turn));
                 // Also when there was no lock to hold, or the others would wait for ever.
                 turn.store(BOTH, Ordering::Release);
-                held
+                held?
             }
             1 => {
                 await_turn(FIRST);
@@ -148,10 +145,12 @@ impl Collision<'_> {
 }
 
 /// Lets one after the other run into the lock that the caller holds.
-fn let_in(t: &TestContext, turn: &AtomicU32) {
+fn let_in(turn: &AtomicU32) -> TestResult {
     for (next, runner) in [FIRST, BOTH].into_iter().zip(first_cpus(3).iter().skip(1)) {
         turn.store(next, Ordering::Release);
-        let came = await_waiting(CpuSet::only(runner));
-        t.check(came, format_args!("cpu {} does not wait for the lock", runner.0));
+        if !await_waiting(CpuSet::only(runner)) {
+            return Err(Stop::failed(format_args!("cpu {} does not wait for the lock", runner.0)));
+        }
     }
+    Ok(())
 }

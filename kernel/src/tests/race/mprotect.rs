@@ -91,6 +91,33 @@ ktest! {
         }
         .repeat(t, &mm, 24)?;
     }
+
+    /// A write fault has a frame to replace the zero page and waits; meanwhile the right to write is taken away, which leaves
+    /// the entry as the fault saw it. Whoever comes first, the entry may not be written in the end.
+    fn a_fault_that_waits_to_replace_the_zero_page_gives_up_a_right_that_is_gone(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        Collision {
+            lock: TableLock::Pte,
+            prepare: &|mm| {
+                map_anonymous(mm, pages(0, 1))?;
+                ktest_assert_eq!(read(0)?, 0);
+                Ok(())
+            },
+            // Succeeds if it comes first.
+            first: &|_| {
+                let _ = write(0, 1);
+                Ok(())
+            },
+            second: &|mm| Ok(mm.mprotect(pages(0, 1), Protection::READ)?),
+            judge: &|mm| {
+                let entry = pte_at(mm, page(0)).unwrap_or(Entry::NONE);
+                ktest_assert!(entry.is_present() && !entry.is_writable(), "{entry:?} in a region that may not be written");
+                ktest_assert_eq!(write(0, 3), Err(AccessFault::Fault));
+                Ok(mm.munmap(pages(0, 1))?)
+            },
+        }
+        .repeat(t, &mm, 24)?;
+    }
 }
 
 fn protect_in_turn(mm: &Mm, epoch: &AtomicU64, random: &mut Random) -> TestResult {
