@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use arch_x86::machine::X86;
 use arch_x86::user_access::AccessFault;
 use mm::fault::handle_mm_fault;
+use mm::page::PageType;
 use mm::pgtable::{Entry, pmd_offset, pte_at, pte_offset_map_lock};
 use mm::sync::rcu;
 use mm::vma::Access;
@@ -85,12 +86,18 @@ ktest! {
     /// Whoever holds the lock of a PTE table that `pte_offset_map_lock` gave finds the table in its slot: nobody unhooks
     /// it meanwhile, and nobody is given one that was unhooked before (R3, I16).
     fn a_locked_table_stays_in_its_slot(t: &TestContext) {
-        locked_table(t)?;
+        table_comes_and_goes(t, &lock_and_look)?;
+    }
+
+    /// A PTE table found in a read section, without a lock, is a PTE table until the section ends, though it be unhooked
+    /// meanwhile: only a grace period later is it freed (R4, I10, I11).
+    fn a_table_that_is_read_is_not_freed(t: &TestContext) {
+        table_comes_and_goes(t, &read_and_look)?;
     }
 }
 
-/// One CPU makes and removes a PTE table, the others lock it and look whether it stays where it was.
-fn locked_table(t: &TestContext) -> TestResult {
+/// One CPU makes and removes the PTE table of page 0, the others `look`.
+fn table_comes_and_goes(t: &TestContext, look: &(dyn Fn(&TestContext, &Mm, &mut Random) + Sync)) -> TestResult {
     const ROUNDS: u64 = 120;
     let mm = Mm::create(memory())?;
     // Keeps the PMD table, so that only the PTE table comes and goes.
@@ -106,7 +113,7 @@ fn locked_table(t: &TestContext) -> TestResult {
         member.meet();
         if member.index > 0 {
             while !done.load(Ordering::Acquire) {
-                hold_and_look(t, &mm, &mut random);
+                look(t, &mm, &mut random);
             }
             return Ok(());
         }
@@ -125,7 +132,7 @@ fn locked_table(t: &TestContext) -> TestResult {
     outcomes.into_iter().collect()
 }
 
-fn hold_and_look(t: &TestContext, mm: &Mm, random: &mut Random) {
+fn lock_and_look(t: &TestContext, mm: &Mm, random: &mut Random) {
     let rcu = rcu::read_lock(X86);
     let Some(pmds) = pmd_offset(mm, &rcu, page(0)) else { return };
     let pmd = pmds.slot(page(0));
@@ -138,4 +145,17 @@ fn hold_and_look(t: &TestContext, mm: &Mm, random: &mut Random) {
         );
         dawdle(random, 200);
     }
+}
+
+fn read_and_look(t: &TestContext, mm: &Mm, random: &mut Random) {
+    let rcu = rcu::read_lock(X86);
+    let Some(pmds) = pmd_offset(mm, &rcu, page(0)) else { return };
+    let entry = pmds.slot(page(0)).load();
+    if !entry.is_table() {
+        return;
+    }
+    // Long enough for the remover to come by again, which is when it frees what no longer waits.
+    dawdle(random, 100_000);
+    let found = memory().memmap().page(entry.pfn()).page_type();
+    t.check(found == PageType::Table, format_args!("the table of {entry:?} has become {found:?} under its reader"));
 }
