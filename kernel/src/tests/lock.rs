@@ -12,9 +12,9 @@ use mm::pgtable::{pmd_offset, pte_offset_map_lock};
 use mm::stats::{LockCounter, LockPeak, StatsSnapshot};
 use mm::sync::{LockClass, rcu};
 
-use super::race::held::TableLock;
-use super::support::{add, dawdle, map_anonymous, map_object, page, pages, read, stock_a_frame, write};
-use crate::harness::{Random, Stop, TestContext, ktest, ktest_assert, ktest_assert_eq};
+use super::race::held::{TableLock, await_halted};
+use super::support::{NoTicks, add, dawdle, map_anonymous, map_object, page, pages, read, stock_a_frame, write};
+use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, Object, enter, memory, statistics};
 use crate::smp::online;
 use crate::sync::acquisitions;
@@ -107,6 +107,7 @@ ktest! {
             write(0, 0)?;
         }
         X86.cpus().iter().for_each(|(_, local)| local.stats.forget_peaks());
+        let before = statistics();
         let served = AtomicU64::new(0);
         let outcomes = crew::run(online(), &|member| {
             if member.index == 0 {
@@ -132,8 +133,40 @@ ktest! {
         ktest_assert!(order.iter().map(|(_, turn)| *turn).eq(0..tickets.len() as u64), "served {order:?}");
         let counted = statistics();
         ktest_assert_eq!(counted.peak(&[LockClass::Pte], LockPeak::TurnsInQueue), t.cpus() as u64 - 1);
+        let kicks = counted.since(&before).locks(&[LockClass::Pte], LockCounter::Kicks);
+        ktest_assert!(t.cpus() == 1 || kicks > 0, "the lock changed hands and nobody who halted was kicked");
         let rounds = if t.cpus() > 1 { X86.waiting_rule().rounds } else { 0 };
         ktest_assert_eq!(counted.peak(&[LockClass::Pte], LockPeak::RoundsOutside), u64::from(rounds));
+    }
+
+    /// Waiters that have halted go on when the lock is given up though no tick ends their halt: each is kicked (I47, R38).
+    fn a_halted_waiter_is_kicked(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1))?;
+        {
+            let _user = enter(&mm);
+            write(0, 0)?;
+        }
+        let _no_ticks = NoTicks::new();
+        let outcomes = crew::run(online(), &|member| {
+            let others = online().without(member.cpu);
+            for _ in 0..4 {
+                if member.index == 0 {
+                    let halted = TableLock::Pte.hold(&mm, || {
+                        member.meet_awake();
+                        await_halted(others)
+                    })?;
+                    t.check(halted, format_args!("not every CPU halts"));
+                } else {
+                    member.meet_awake();
+                    TableLock::Pte.hold(&mm, || ())?;
+                }
+                // Or the next round's holder would come before this round's last waiter, and wait for it.
+                member.meet();
+            }
+            Ok(())
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
     }
 
     /// Increments under contention for one table's lock are all there: the lock excludes.
@@ -158,11 +191,11 @@ ktest! {
 /// Tickets have 12 bits; this many above them.
 const TICKET_SHIFT: u32 = 20;
 
-/// The tickets of `cpus`, in their order, once all have one; without those that do not come to it.
+/// The tickets of `cpus`, in their order, once all have halted with one; without those that do not come to it.
 fn tickets_of(cpus: CpuSet) -> Vec<u32> {
     const PATIENCE_NANOS: u64 = 10_000_000_000;
     let give_up = time::now_nanos().saturating_add(PATIENCE_NANOS);
-    let ticket = |cpu| X86.cpus().of(cpu).parking.waiting_for().and_then(|wait| wait.ticket);
+    let ticket = |cpu| X86.cpus().of(cpu).parking.waiting_for().filter(|wait| wait.asleep).and_then(|wait| wait.ticket);
     loop {
         let tickets: Vec<u32> = cpus.iter().filter_map(ticket).collect();
         if tickets.len() == cpus.iter().count() || time::now_nanos() >= give_up {

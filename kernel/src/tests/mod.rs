@@ -10,4 +10,4 @@ mod lock;
 mod race;
 mod shootdown;
 mod storm;
-mod support;
+pub mod support;

@@ -4,6 +4,7 @@ use core::hint::black_box;
 
 use arch_x86::machine::X86;
 use arch_x86::user_access::{AccessFault, UserAddr, fetch_add_u64, read_u64, write_u64};
+use arch_x86::{apic, percpu};
 use mm::address::{Pfn, VirtAddr, VirtRange};
 use mm::address_space::MapError;
 use mm::config::PAGE_SIZE;
@@ -12,6 +13,7 @@ use mm::frame::OutOfFrames;
 use mm::pgtable::{Entry, Protection, pte_at};
 
 use crate::harness::Random;
+use crate::interrupt::{call_on, start_timer};
 use crate::memory::{Mapping, Mm, ObjectRef, memory};
 use crate::smp::online;
 
@@ -84,5 +86,23 @@ pub fn first_cpus(count: usize) -> CpuSet {
 pub fn dawdle(random: &mut Random, most: u64) {
     for turn in 0..random.below(most) {
         black_box(turn);
+    }
+}
+
+/// As long as this lives no CPU but the one that made it has a tick, which would hide a lost wake-up by ending the halt.
+/// The one CPU keeps it for the watchdog.
+pub struct NoTicks;
+
+impl NoTicks {
+    /// Stops the ticks.
+    pub fn new() -> Self {
+        call_on(online().without(percpu::cpu()), &apic::stop_timer);
+        Self
+    }
+}
+
+impl Drop for NoTicks {
+    fn drop(&mut self) {
+        call_on(online().without(percpu::cpu()), &start_timer);
     }
 }

@@ -2,33 +2,16 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use arch_x86::{apic, percpu, time};
+use arch_x86::{percpu, time};
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
 
 use super::{SpawnError, block_until, block_while, sleep, spawn_on, wake, yield_now};
 use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
-use crate::interrupt::{call_on, start_timer};
 use crate::smp::online;
+use crate::tests::support::NoTicks;
 
 const MILLISECOND: u64 = 1_000_000;
-
-/// As long as this lives no CPU but the one that made it has a tick, which would hide a lost wake-up by ending the halt.
-/// The one CPU keeps it for the watchdog.
-struct NoTicks;
-
-impl NoTicks {
-    fn new() -> Self {
-        call_on(online().without(percpu::cpu()), &apic::stop_timer);
-        Self
-    }
-}
-
-impl Drop for NoTicks {
-    fn drop(&mut self) {
-        call_on(online().without(percpu::cpu()), &start_timer);
-    }
-}
 
 ktest! {
     /// A thread runs on the CPU it was started on and gives its result to whoever joins it.

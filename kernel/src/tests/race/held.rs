@@ -8,6 +8,7 @@ use arch_x86::time;
 use mm::cpu::{CpuId, CpuSet};
 use mm::machine::Machine;
 use mm::pgtable::{pmd_lock, pmd_offset, pte_offset_map_lock, pud_lock};
+use mm::sync::parking::WaitingFor;
 use mm::sync::rcu;
 
 use crate::harness::{Stop, TestContext, TestResult};
@@ -51,10 +52,19 @@ impl TableLock {
 /// Waits until every CPU of `cpus` waits for a lock of `mm` that this CPU holds; `false` if some does not come to it. A wait
 /// for another lock, of the slab say, does not count: that CPU has not come so far yet.
 pub fn await_waiting(cpus: CpuSet) -> bool {
+    await_waiting_so(cpus, |_| true)
+}
+
+/// As [`await_waiting`], until they all have also halted.
+pub fn await_halted(cpus: CpuSet) -> bool {
+    await_waiting_so(cpus, |wait| wait.asleep)
+}
+
+fn await_waiting_so(cpus: CpuSet, so: impl Fn(WaitingFor) -> bool) -> bool {
     let give_up = time::now_nanos().saturating_add(PATIENCE_NANOS);
     let held = &X86.local().held;
-    let waits = |cpu: CpuId| X86.cpus().of(cpu).parking.waiting_for().is_some_and(|wait| held.contains(wait.lock));
-    while !cpus.iter().all(waits) {
+    let wait_of = |cpu: CpuId| X86.cpus().of(cpu).parking.waiting_for();
+    while !cpus.iter().all(|cpu| wait_of(cpu).is_some_and(|wait| held.contains(wait.lock) && so(wait))) {
         if time::now_nanos() >= give_up {
             return false;
         }
