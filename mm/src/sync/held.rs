@@ -48,8 +48,9 @@ impl fmt::Display for Held {
 }
 
 impl Slot {
-    const EMPTY: Self =
-        Self { lock: AtomicUsize::new(0), class: AtomicU8::new(0), place: AtomicPtr::new(ptr::null_mut()) };
+    const fn empty() -> Self {
+        Self { lock: AtomicUsize::new(0), class: AtomicU8::new(0), place: AtomicPtr::new(ptr::null_mut()) }
+    }
 
     fn set(&self, lock: usize, class: u8, place: *mut Location<'static>) {
         self.lock.store(lock, Ordering::Relaxed);
@@ -80,7 +81,7 @@ impl Slot {
 impl HeldLocks {
     /// None held.
     pub const fn new() -> Self {
-        Self { count: AtomicUsize::new(0), entries: [const { Slot::EMPTY }; RECORDED] }
+        Self { count: AtomicUsize::new(0), entries: [const { Slot::empty() }; RECORDED] }
     }
 
     /// Number of locks held.
