@@ -9,6 +9,7 @@ use crate::frame::Injection;
 use crate::stats::CpuStats;
 use crate::sync::atomic::{AtomicU64, Ordering, array_of, const_new};
 use crate::sync::held::HeldLocks;
+use crate::sync::mcs::QueueNode;
 use crate::sync::parking::ParkingSlot;
 use crate::sync::rcu::RcuCpu;
 use crate::tlb::TlbCpu;
@@ -95,6 +96,8 @@ impl CpuSet {
 pub struct CpuLocal {
     /// What this CPU waits for, read by whoever might have to wake it and by the watchdog.
     pub parking: ParkingSlot,
+    /// This CPU's place in the queue of a queued lock; stored to by its neighbours there.
+    pub queue: QueueNode,
     /// The locks this CPU holds, for the panic report and the leak check.
     pub held: HeldLocks,
     /// Read-section nesting and quiescent states.
@@ -114,6 +117,7 @@ impl CpuLocal {
         fn new() -> Self {
             Self {
                 parking: ParkingSlot::new(),
+                queue: QueueNode::new(),
                 held: HeldLocks::new(),
                 rcu: RcuCpu::new(),
                 tlb: TlbCpu::new(),

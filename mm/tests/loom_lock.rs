@@ -1,171 +1,20 @@
-//! Models of the page-table lock, of RCU and of `mmap_lock`: the real code, every interleaving within the bounds given
-//! on the command line, C11 orders included. A waiter that sleeps for ever ends a model as a deadlock.
+//! Models of RCU and of `mmap_lock`: the real code, every interleaving within the bounds given on the command line, C11 orders
+//! included. A CPU that sleeps for ever ends a model as a deadlock.
 //!
-//! Tickets have two bits here, so that they wrap within a model. A model named `…_is_found` is the check on the check:
+//! The locks of one word are in `loom_algorithms.rs`. A model named `…_is_found` is the check on the check:
 //! a rule is broken on purpose, and the model has to fail.
 #![cfg(loom)]
 
 mod loom_machine;
+#[path = "loom_machine/watched.rs"]
+mod watched;
 
-use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom_machine::{Cpu, Model};
 use mm::machine::Machine;
 use mm::sync::rcu::{self, GracePeriod, Rcu};
 use mm::sync::rwlock::MmapLock;
-use mm::sync::spin::SpinLock;
-use mm::sync::ticket::TicketLock;
-use mm::sync::{LockClass, RawLock};
-use std::mem::ManuallyDrop;
-
-/// A number without any protection; loom fails the model if two accesses overlap or are unordered.
-struct Watched(UnsafeCell<u32>);
-
-// SAFETY: loom fails the model where this is wrong.
-unsafe impl Sync for Watched {}
-
-impl Watched {
-    fn new() -> Self {
-        Self(UnsafeCell::new(0))
-    }
-
-    fn add(&self) {
-        // SAFETY: loom fails the model if this overlaps another access.
-        self.0.with_mut(|number| unsafe { *number += 1 });
-    }
-
-    fn get(&self) -> u32 {
-        // SAFETY: as above.
-        self.0.with(|number| unsafe { *number })
-    }
-}
-
-// The lock: mutual exclusion (I44), tickets that wrap (R40), no waiter that sleeps for ever (I47, R38).
-
-/// Every CPU takes the lock `turns` times. It has been taken twice before, so that the tickets wrap while they meet.
-fn increments_add_up(model: Model, turns: u32) {
-    model.run_on(
-        |cpu| {
-            let counter = SpinLock::<Watched, TicketLock>::new(Watched::new());
-            (0..2).for_each(|_| drop(counter.lock(cpu, LockClass::Other)));
-            counter
-        },
-        move |counter, cpu| (0..turns).for_each(|_| counter.lock(cpu, LockClass::Other).add()),
-        move |counter, cpu| assert_eq!(counter.lock(cpu, LockClass::Other).get(), model.cpus as u32 * turns),
-    );
-}
-
-#[test]
-fn two_in_the_queue_exclude_each_other_and_wake_up() {
-    increments_add_up(Model::new(2, 0), 2);
-}
-
-#[test]
-fn three_in_the_queue_exclude_each_other_and_wake_up() {
-    increments_add_up(Model::new(3, 0), 1);
-}
-
-#[test]
-fn two_outside_the_queue_exclude_each_other_and_wake_up() {
-    increments_add_up(Model::new(2, 2), 2);
-}
-
-#[test]
-fn three_outside_the_queue_exclude_each_other_and_wake_up() {
-    increments_add_up(Model::new(3, 1), 1);
-}
-
-#[test]
-#[should_panic(expected = "deadlock")]
-fn a_waiter_in_the_queue_that_nobody_kicks_is_found() {
-    increments_add_up(Model { kicks: false, ..Model::new(2, 0) }, 1);
-}
-
-#[test]
-#[should_panic(expected = "deadlock")]
-fn a_waiter_outside_the_queue_that_nobody_kicks_is_found() {
-    increments_add_up(Model { kicks: false, ..Model::new(2, 1) }, 1);
-}
-
-// Unlock, then free (I46, R39).
-
-/// A lock in memory that its last user frees at once.
-struct Shortlived<L: RawLock> {
-    lock: UnsafeCell<ManuallyDrop<L>>,
-    users: Watched,
-}
-
-// SAFETY: `RawLock` is Sync; loom watches the rest.
-unsafe impl<L: RawLock> Sync for Shortlived<L> {}
-// SAFETY: nothing in it belongs to a thread.
-unsafe impl<L: RawLock> Send for Shortlived<L> {}
-
-/// Both CPUs take the lock once; the second to give it up frees it, while the first may still be on its way out.
-fn the_last_user_frees<L: RawLock>(rounds: u32) {
-    Model::new(2, rounds).run(
-        || Shortlived { lock: UnsafeCell::new(ManuallyDrop::new(L::new())), users: Watched::new() },
-        |shared, cpu| {
-            let lock = shared.lock.with(|lock| lock);
-            // SAFETY: not freed before both CPUs have counted themselves, which this one has not.
-            let last = unsafe {
-                (*lock).lock(cpu, LockClass::Pte);
-                shared.users.add();
-                let last = shared.users.get() == 2;
-                (*lock).unlock(cpu);
-                last
-            };
-            if last {
-                // SAFETY: both CPUs have given the lock up and none takes it again. The memory itself stays until the
-                // execution ends, so that a late access is reported and not undefined.
-                unsafe { ManuallyDrop::drop(&mut *lock.cast_mut()) }
-            }
-        },
-        |_, _| (),
-    );
-}
-
-#[test]
-fn a_lock_may_be_freed_as_soon_as_its_last_user_holds_it() {
-    the_last_user_frees::<TicketLock>(0);
-    the_last_user_frees::<TicketLock>(1);
-}
-
-/// A lock whose unlocker looks at the word once more, as Linux's did until 4.0.
-struct LookingBack(TicketLock);
-
-impl RawLock for LookingBack {
-    fn new() -> Self {
-        Self(TicketLock::new())
-    }
-
-    fn lock<M: Machine>(&self, machine: M, class: LockClass) {
-        self.0.lock(machine, class);
-    }
-
-    fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> bool {
-        self.0.try_lock(machine, class)
-    }
-
-    unsafe fn unlock<M: Machine>(&self, machine: M) {
-        // SAFETY: as the caller promises.
-        unsafe { self.0.unlock(machine) };
-        self.0.is_contended();
-    }
-
-    fn is_locked(&self) -> bool {
-        self.0.is_locked()
-    }
-
-    fn is_contended(&self) -> bool {
-        self.0.is_contended()
-    }
-}
-
-#[test]
-#[should_panic(expected = "Causality violation")]
-fn an_unlocker_that_looks_back_is_found() {
-    the_last_user_frees::<LookingBack>(0);
-}
+use watched::Watched;
 
 // RCU: nobody reads what has been freed.
 

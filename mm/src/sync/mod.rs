@@ -1,7 +1,13 @@
 //! What CPUs wait on: the atomics façade, the page-table lock algorithms, the locks built from them, RCU.
 
 pub mod atomic;
+// `RawLock::unlock` is unsafe to call.
+#[allow(unsafe_code)]
+pub mod fifo;
 pub mod held;
+// `RawLock::unlock` is unsafe to call.
+#[allow(unsafe_code)]
+pub mod mcs;
 pub mod order;
 pub mod parking;
 pub mod rcu;
@@ -9,12 +15,18 @@ pub mod rwlock;
 // `SpinLock` hands out its value.
 #[allow(unsafe_code)]
 pub mod spin;
+mod taking;
+// `RawLock::unlock` is unsafe to call.
+#[allow(unsafe_code)]
+pub mod test_and_set;
 // `RawLock::unlock` is unsafe to call.
 #[allow(unsafe_code)]
 pub mod ticket;
 
 #[cfg(all(test, not(loom)))]
 mod testing;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use crate::machine::Machine;
 
@@ -102,6 +114,8 @@ pub enum Nesting {
 
 /// A mutual-exclusion algorithm. Taken with interrupts on (I24): a shootdown may be under way under the lock,
 /// and a waiter that does not take its interrupt would stop it for ever.
+///
+/// Page tables use [`ticket`]; [`test_and_set`], [`fifo`] and [`mcs`] are there to be compared with it.
 pub trait RawLock: Send + Sync + 'static {
     /// A free lock.
     fn new() -> Self;
@@ -121,6 +135,6 @@ pub trait RawLock: Send + Sync + 'static {
     unsafe fn unlock<M: Machine>(&self, machine: M);
     /// Whether anyone holds it.
     fn is_locked(&self) -> bool;
-    /// Whether anyone holds a ticket behind the owner; right across counter wrap (I49).
+    /// Whether the word knows of anyone behind the owner, in the queue where there is one; right across counter wrap (I49).
     fn is_contended(&self) -> bool;
 }

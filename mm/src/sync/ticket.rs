@@ -27,10 +27,9 @@
 
 use super::atomic::{AtomicU32, Ordering, fence};
 use super::parking::{Wait, kick_outsider, kick_ticket};
-use super::{LockClass, RawLock};
+use super::{LockClass, RawLock, taking};
 use crate::config::NR_CPUS;
 use crate::machine::Machine;
-use crate::stats::LockCounter;
 
 /// Bits of a ticket. Small under the model checker, so that tickets wrap within a model (R40).
 const TICKET_BITS: u32 = if cfg!(loom) { 2 } else { 12 };
@@ -155,26 +154,25 @@ impl RawLock for TicketLock {
     }
 
     fn lock<M: Machine>(&self, machine: M, class: LockClass) {
-        debug_assert!(can_hear(machine), "a lock of mm is taken with interrupts off (I24)");
-        debug_assert!(!machine.local().held.contains(self.address()), "a lock of mm is taken twice by one CPU");
+        taking::may_wait(machine, self.address());
         if !self.take_if_free() {
             self.wait(machine, class);
         }
-        note_taken(machine, self.address(), class);
+        taking::taken(machine, self.address(), class);
     }
 
     fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> bool {
-        debug_assert!(can_hear(machine), "a lock of mm is taken with interrupts off (I24)");
+        taking::may_try(machine);
         let taken = self.take_if_free();
         if taken {
-            note_taken(machine, self.address(), class);
+            taking::taken(machine, self.address(), class);
         }
         taken
     }
 
     unsafe fn unlock<M: Machine>(&self, machine: M) {
-        let (local, lock) = (machine.local(), self.address());
-        let class = local.held.remove(lock);
+        let lock = self.address();
+        let class = taking::gives_up(machine, lock);
         // Relaxed: nobody but the owner changes head.
         let head = Word(self.0.load(Ordering::Relaxed)).head();
         // Release: what the owner did is seen by the next one. Acquire: the slots of the outsiders that this counts.
@@ -192,9 +190,7 @@ impl RawLock for TicketLock {
         } else {
             before.outsiders() > 0 && kick_outsider(machine, lock)
         };
-        if kicked {
-            local.stats.add_lock(class, LockCounter::Kicks, 1);
-        }
+        taking::count_kick(machine, class, kicked);
     }
 
     fn is_locked(&self) -> bool {
@@ -204,17 +200,6 @@ impl RawLock for TicketLock {
     fn is_contended(&self) -> bool {
         Word(self.0.load(Ordering::Relaxed)).tickets() > 1
     }
-}
-
-/// Whether this CPU answers the others while it waits. Before there are others it need not: the kernel boots so.
-fn can_hear<M: Machine>(machine: M) -> bool {
-    machine.irqs_enabled() || machine.online().without(machine.cpu()).is_empty()
-}
-
-fn note_taken<M: Machine>(machine: M, lock: usize, class: LockClass) {
-    let local = machine.local();
-    local.held.push(lock, class);
-    local.stats.add_lock(class, LockCounter::Acquired, 1);
 }
 
 #[cfg(all(test, not(loom)))]
@@ -229,12 +214,7 @@ mod tests {
     use crate::sync::atomic::Ordering::Relaxed;
     use crate::sync::parking::WaitingFor;
     use crate::sync::spin::SpinLock;
-    use crate::sync::testing::{TestMachine, machine};
-
-    fn unlock(lock: &TicketLock, machine: TestMachine) {
-        // SAFETY: the tests give up only what they took.
-        unsafe { lock.unlock(machine) }
-    }
+    use crate::sync::testing::{machine, unlock};
 
     /// Every CPU increments a counter under one lock; nothing is lost and the bounds of the waiting rule hold.
     fn increments_add_up(rounds: u32, polls: u32) {
@@ -342,58 +322,6 @@ mod tests {
                 unlock(&lock, machine);
                 assert_eq!(Word(lock.0.load(Relaxed)).outsiders(), 1, "turn {turn}");
             }
-        });
-    }
-
-    #[test]
-    fn try_lock_neither_waits_nor_queues() {
-        let sim = machine(1, 0, 1);
-        let machine = sim.handle();
-        let lock = TicketLock::new();
-        machine.run_cpu(CpuId(0), || {
-            assert!(lock.try_lock(machine, Pte));
-            let word = lock.0.load(Relaxed);
-            assert!(!lock.try_lock(machine, Pte));
-            assert_eq!(lock.0.load(Relaxed), word);
-            unlock(&lock, machine);
-            assert!(lock.try_lock(machine, Pte));
-            unlock(&lock, machine);
-        });
-    }
-
-    #[test]
-    #[cfg(debug_assertions)]
-    #[should_panic(expected = "I24")]
-    fn locking_with_interrupts_off_is_caught() {
-        let sim = machine(2, 0, 1);
-        let machine = sim.handle();
-        machine.run_cpu(CpuId(0), || {
-            machine.irq_save();
-            TicketLock::new().lock(machine, Pte);
-        });
-    }
-
-    #[test]
-    fn a_cpu_that_is_alone_may_lock_with_interrupts_off() {
-        let sim = machine(1, 0, 1);
-        let machine = sim.handle();
-        machine.run_cpu(CpuId(0), || {
-            let irqs = machine.irq_save();
-            drop(SpinLock::<(), TicketLock>::new(()).lock(machine, Pte));
-            machine.irq_restore(irqs);
-        });
-    }
-
-    #[test]
-    #[cfg(debug_assertions)]
-    #[should_panic(expected = "taken twice")]
-    fn taking_a_lock_twice_is_caught() {
-        let sim = machine(1, 0, 1);
-        let machine = sim.handle();
-        let lock = TicketLock::new();
-        machine.run_cpu(CpuId(0), || {
-            lock.lock(machine, Pte);
-            lock.lock(machine, Pte);
         });
     }
 }

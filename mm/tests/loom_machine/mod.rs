@@ -33,6 +33,9 @@ struct Hardware {
     threads: RefCell<Vec<Option<Thread>>>,
     /// A kick not taken yet, per CPU. Not loom's: executions run one thread at a time, and a kick is sticky.
     pending: Vec<AtomicBool>,
+    /// Whether the CPU is parked in a halt. A kick may come when it has gone on, and loom takes no `unpark` of a thread that
+    /// waits for something else.
+    halted: Vec<AtomicBool>,
     sleepers: (Mutex<()>, Condvar),
     memory: Vec<Frame>,
 }
@@ -116,6 +119,7 @@ impl Hardware {
             cpus: Cpus::new(),
             threads: RefCell::new(vec![None; model.cpus]),
             pending: (0..model.cpus).map(|_| AtomicBool::new(false)).collect(),
+            halted: (0..model.cpus).map(|_| AtomicBool::new(false)).collect(),
             sleepers: (Mutex::new(()), Condvar::new()),
             memory: (0..model.frames).map(|_| Frame::new()).collect(),
         }
@@ -145,6 +149,7 @@ impl Cpu {
     }
 
     /// Runs `work` out of idle: what may open read sections.
+    #[allow(dead_code, reason = "models of locks open none")]
     pub fn awake(self, work: impl FnOnce()) {
         rcu::exit_idle(self);
         work();
@@ -189,8 +194,11 @@ unsafe impl Machine for Cpu {
     }
 
     fn halt_until_kicked(self) {
+        let halted = &self.hardware.halted[self.cpu().index()];
         while !self.take_kick() {
+            halted.store(true, Ordering::Relaxed);
             thread::park();
+            halted.store(false, Ordering::Relaxed);
         }
         rcu::on_interrupt(self);
     }
@@ -198,7 +206,10 @@ unsafe impl Machine for Cpu {
     fn kick(self, cpu: CpuId) {
         if self.hardware.model.kicks {
             self.hardware.pending[cpu.index()].store(true, Ordering::Relaxed);
-            if let Some(thread) = &self.hardware.threads.borrow()[cpu.index()] {
+            if let (true, Some(thread)) = (
+                self.hardware.halted[cpu.index()].load(Ordering::Relaxed),
+                &self.hardware.threads.borrow()[cpu.index()],
+            ) {
                 thread.unpark();
             }
         }
