@@ -1,5 +1,5 @@
 //! Tests that run on the host: the unit and integration tests of `mm` and `xtask`, `mm`'s documentation tests, its loom
-//! models, and whether it compiles for a 32-bit target.
+//! models, whether its example runs, and whether it compiles for a 32-bit target.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -26,6 +26,11 @@ const PROGRAM_LIMIT: Duration = Duration::from_secs(900);
 const NARROW_TARGET: &str = "i686-unknown-linux-gnu";
 /// The name of that check.
 const NARROW_CHECK: &str = "compiles_for_a_32_bit_target";
+/// The program that embeds `mm`, and the check that it runs and is content with what it sees.
+const EXAMPLE: &str = "minimal";
+const EXAMPLE_CHECK: &str = "the_minimal_example_runs";
+/// It takes a fraction of a second.
+const EXAMPLE_LIMIT: Duration = Duration::from_secs(60);
 /// Loom's bounds: enough preemptions for the races we know, and an end for models that would not end.
 const LOOM_BOUNDS: [(&str, &str); 2] = [("LOOM_MAX_PREEMPTIONS", "3"), ("LOOM_MAX_BRANCHES", "5000")];
 
@@ -88,8 +93,10 @@ impl<'a> HostTests<'a> {
                 |line: &str| names.extend(libtest::listed(line).map(|name| (program.suite.clone(), name.to_owned())));
             start(&mut command, PROGRAM_LIMIT, hear, || ())?;
         }
-        if NARROW_CHECK.contains(self.filter) {
-            names.push(("mm".to_owned(), NARROW_CHECK.to_owned()));
+        for check in [EXAMPLE_CHECK, NARROW_CHECK] {
+            if check.contains(self.filter) {
+                names.push(("mm".to_owned(), check.to_owned()));
+            }
         }
         Ok(names)
     }
@@ -113,6 +120,9 @@ impl<'a> HostTests<'a> {
                 command.envs(LOOM_BOUNDS);
                 self.run_program(command, &program.suite, progress)?;
             }
+        }
+        if EXAMPLE_CHECK.contains(self.filter) {
+            self.run_example(progress)?;
         }
         if NARROW_CHECK.contains(self.filter) {
             self.check_narrow(toolchains, progress)?;
@@ -213,6 +223,28 @@ impl<'a> HostTests<'a> {
                 detail: std::iter::once(how).chain(last).collect(),
             });
         }
+        Ok(())
+    }
+
+    fn run_example(&self, progress: &mut Progress) -> Result<(), HostError> {
+        progress.started(EXAMPLE_CHECK);
+        let mut build = self.cargo();
+        build.args(["build", "--quiet", "--package", "mm", "--example", EXAMPLE]);
+        if !start(&mut build, BUILD_LIMIT, |_| (), || progress.tick())?.success() {
+            return Err(HostError::Build);
+        }
+        let started = Instant::now();
+        let mut example = self.cargo();
+        example.args(["run", "--quiet", "--package", "mm", "--example", EXAMPLE]);
+        let mut said = Vec::new();
+        let finish = start(&mut example, EXAMPLE_LIMIT, |line| said.push(line.to_owned()), || progress.tick())?;
+        progress.ended(Case {
+            suite: "mm".to_owned(),
+            name: EXAMPLE_CHECK.to_owned(),
+            outcome: if finish.success() { Outcome::Passed } else { Outcome::Failed },
+            duration: Some(started.elapsed()),
+            detail: said,
+        });
         Ok(())
     }
 
