@@ -33,6 +33,8 @@ pub enum Command {
     Image(Image),
     /// Show what was found on this machine, where, and what is missing.
     Doctor,
+    /// Measure lock algorithms, waiting rules and where locks are stored.
+    Bench(Bench),
     /// Read the log of a saved run.
     Log(Log),
     /// Clippy, warnings being errors, for host and kernel code.
@@ -157,6 +159,40 @@ pub struct Run {
     /// The machine.
     #[command(flatten)]
     pub guest: Guest,
+}
+
+/// `bench`
+#[derive(Args)]
+pub struct Bench {
+    /// Only this one.
+    #[arg(value_enum)]
+    pub bench: Option<BenchName>,
+    /// Name the benches, run none.
+    #[arg(long)]
+    pub list: bool,
+    /// How often each measurement is repeated.
+    #[arg(long, value_name = "N", value_parser = options::rounds, allow_negative_numbers = true)]
+    pub rounds: Option<u64>,
+    /// Measure on host threads alone, even where the guest has more CPUs than the host has cores.
+    #[arg(long)]
+    pub threads: bool,
+    /// Write the figures as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// The machine.
+    #[command(flatten)]
+    pub guest: Guest,
+}
+
+/// A bench.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchName {
+    /// Lock algorithms.
+    Locks,
+    /// Waiting rules of the ticket lock.
+    Waiting,
+    /// Where a lock is stored.
+    Storage,
 }
 
 /// `test`

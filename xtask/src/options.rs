@@ -107,6 +107,11 @@ pub fn times(text: &str) -> Result<u32, BadValue> {
     bounded(times, 1, u128::from(MOST_TIMES)).map(|times| times as u32)
 }
 
+/// `--rounds`
+pub fn rounds(text: &str) -> Result<u64, BadValue> {
+    times(text).map(u64::from)
+}
+
 /// `--deterministic`
 pub fn shift(text: &str) -> Result<u8, BadValue> {
     let shift: u128 = text.parse().map_err(|_| BadValue::Form("a shift"))?;

@@ -3,6 +3,7 @@
 //! Rule: a race test is bounded in work, takes its random choices from the run's seed and goes through with one CPU too, or
 //! says why it does not.
 
+mod algorithms;
 mod failure;
 mod fault;
 mod helpers;

@@ -1,4 +1,6 @@
-//! What `cargo xtask run` has the kernel do: jobs that check themselves.
+//! What `cargo xtask run` and `bench` have the kernel do: jobs that check themselves.
 
 pub mod crew;
+pub mod locks;
+mod storage;
 pub mod storm;

@@ -25,7 +25,7 @@ const RUNS: u64 = 5;
 /// Each instruction takes four nanoseconds: the counted clock that is nearest to how fast QEMU translates.
 const TURNS: Clock = Clock::Instructions { shift: 2 };
 /// Rounds of the workload under a counted clock, where more only repeat what one says, and take long.
-const COUNTED_ROUNDS: u64 = 1;
+pub(super) const COUNTED_ROUNDS: u64 = 1;
 
 /// Builds both, runs them in turn, prints the ratios.
 pub fn compare(
@@ -85,7 +85,7 @@ pub fn compare(
 }
 
 /// The machine as asked for, or taking turns where threads would hide what is compared.
-fn on_its_clock(asked: Machine, cores: usize, threads: bool) -> Machine {
+pub(super) fn on_its_clock(asked: Machine, cores: usize, threads: bool) -> Machine {
     let overcommitted = asked.cpus as usize > cores;
     match asked.clock {
         Clock::Host if overcommitted && !threads && asked.accelerator == Accelerator::Tcg => {

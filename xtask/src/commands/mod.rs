@@ -1,5 +1,6 @@
 //! What each command does, in the order it does it.
 
+mod bench;
 mod compare;
 mod guest;
 mod lint;
@@ -27,6 +28,7 @@ pub fn run(command: Command) -> Result<bool> {
         Command::Build(options) => build(&workspace, &options),
         Command::Image(options) => image(&workspace, &options),
         Command::Doctor => Ok(doctor::examine(&workspace)),
+        Command::Bench(options) => bench::bench(&workspace, &options),
         Command::Log(options) => log::log(&workspace, &options),
         Command::Clippy => lint::clippy(&workspace),
     }

@@ -1,5 +1,6 @@
 //! The report of a workload: figures per phase, faults per CPU, what was checked.
 
+pub mod bench;
 pub mod comparison;
 mod figures;
 mod table;

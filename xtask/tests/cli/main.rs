@@ -2,5 +2,6 @@
 
 mod bad_input;
 mod bench;
+mod benches;
 mod saved_runs;
 mod verdicts;

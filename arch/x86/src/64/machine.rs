@@ -6,6 +6,7 @@
 
 use core::arch::asm;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
@@ -56,6 +57,18 @@ const OVERCOMMITTED: WaitingRule = WaitingRule { rounds: 8, polls: 512, polls_pe
 /// The plain ticket lock; a halt is for waits that last.
 const DEDICATED: WaitingRule = WaitingRule { rounds: 0, polls: 32_768, polls_per_pause: 1 };
 
+/// The rule that [`set_waiting_rule`] asked for; no polls: none. Relaxed: it is changed while nobody waits.
+static ASKED: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+
+/// Has every CPU wait for `mm`'s locks by `rule`, or again by the machine's own for `None`. For benches and tests, while no CPU
+/// waits for a lock.
+pub fn set_waiting_rule(rule: Option<WaitingRule>) {
+    let rule = rule.unwrap_or(WaitingRule { rounds: 0, polls: 0, polls_per_pause: 0 });
+    for (asked, value) in ASKED.iter().zip([rule.rounds, rule.polls, rule.polls_per_pause]) {
+        asked.store(value, Ordering::Relaxed);
+    }
+}
+
 // SAFETY: `percpu::cpu` is the number of the running CPU, which no other shares. RAM lies at a fixed place of the direct
 // map, one frame after the other, as long as the kernel runs.
 unsafe impl Machine for X86 {
@@ -103,7 +116,12 @@ unsafe impl Machine for X86 {
     }
 
     fn waiting_rule(self) -> WaitingRule {
-        if cpu::features().contains(Features::HYPERVISOR) { OVERCOMMITTED } else { DEDICATED }
+        let [rounds, polls, polls_per_pause] = [0, 1, 2].map(|part: usize| ASKED[part].load(Ordering::Relaxed));
+        match polls {
+            0 if cpu::features().contains(Features::HYPERVISOR) => OVERCOMMITTED,
+            0 => DEDICATED,
+            _ => WaitingRule { rounds, polls, polls_per_pause },
+        }
     }
 
     fn now(self) -> u64 {

@@ -1,0 +1,129 @@
+//! `cargo xtask bench`: workloads that compare, each with its table.
+//!
+//! Where the guest has more CPUs than the host has cores, the contests are held twice: on threads, where a CPU that waits gives
+//! its core away, and under the counted clock, where it loses its turn (`compare.rs`).
+
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::compare::{COUNTED_ROUNDS, on_its_clock};
+use super::{guest, run};
+use crate::build::{Builder, Variant};
+use crate::cli::{self, BenchName};
+use crate::machine::{Clock, Machine, Task};
+use crate::postmortem;
+use crate::report::bench::{self, Row};
+use crate::runner::{self, Medium};
+use crate::setup::qemu;
+use crate::symbolise::Symbols;
+use crate::workspace::Workspace;
+
+impl BenchName {
+    /// All of them.
+    const ALL: [Self; 3] = [Self::Locks, Self::Waiting, Self::Storage];
+
+    /// The kernel's word for it.
+    fn workload(self) -> &'static str {
+        match self {
+            Self::Locks => "locks",
+            Self::Waiting => "waiting",
+            Self::Storage => "storage",
+        }
+    }
+
+    /// What it measures.
+    fn about(self) -> &'static str {
+        match self {
+            Self::Locks => "every lock algorithm at 1, 2, 4 and 8 CPUs: turns per second, the longest wait",
+            Self::Waiting => "the ticket lock by rounds outside the queue and polls between halts",
+            Self::Storage => "a lock in the frame's descriptor against one behind a pointer there",
+        }
+    }
+}
+
+/// What `--json` writes of one run.
+#[derive(Serialize)]
+struct Figures {
+    bench: &'static str,
+    machine: String,
+    seed: u64,
+    rows: Vec<Row>,
+}
+
+/// Runs the benches; whether every kernel passed.
+pub fn bench(workspace: &Workspace, options: &cli::Bench) -> Result<bool> {
+    if options.list {
+        BenchName::ALL.iter().for_each(|bench| println!("{:<8} {}", bench.workload(), bench.about()));
+        return Ok(true);
+    }
+    let asked = guest::machine(&options.guest)?;
+    let emulator = qemu::require()?;
+    let kernel = match &options.guest.kernel {
+        Some(kernel) => kernel.clone(),
+        None => Builder::new(workspace).kernel(Variant::from(&options.guest.variant))?,
+    };
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    let mut all = Vec::new();
+    for bench in options.bench.map_or(BenchName::ALL.to_vec(), |one| vec![one]) {
+        for machine in machines(bench, asked, cores, options.threads) {
+            let rounds = options.rounds.or(match machine.clock {
+                Clock::Instructions { .. } => Some(COUNTED_ROUNDS),
+                Clock::Host => None,
+            });
+            let task = Task::Workload { name: bench.workload().to_owned(), rounds };
+            let plan = guest::plan(&options.guest, machine, Medium::Pvh(kernel.clone()), task, options.guest.seed);
+            run::announce(&plan);
+            let run = runner::run(workspace, &emulator, &plan, &mut ())?;
+            if !run.verdict.passed() {
+                let symbols = Symbols::load(&kernel, workspace.root());
+                postmortem::report(&run, &symbols).iter().for_each(|line| println!("{line}"));
+                return Ok(false);
+            }
+            let rows = bench::rows(&run.ended.transcript.phases);
+            println!("\n{} on {machine}, seed {}, {cores} host cores", bench.workload(), plan.seed);
+            println!("{}", table(bench, &rows));
+            all.push(Figures { bench: bench.workload(), machine: machine.to_string(), seed: plan.seed, rows });
+        }
+    }
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&all).context("cannot write the figures")?;
+        super::write(path, &(json + "\n"))?;
+    }
+    Ok(true)
+}
+
+fn table(bench: BenchName, rows: &[Row]) -> String {
+    match bench {
+        BenchName::Locks => bench::locks(rows),
+        BenchName::Waiting => bench::waiting(rows),
+        BenchName::Storage => bench::storage(rows),
+    }
+}
+
+/// The machines to measure on: as asked for, and then under a counted clock where threads hide the waiting. A lock that nobody
+/// waits for is measured by the caches, which a count of instructions knows nothing of.
+fn machines(bench: BenchName, asked: Machine, cores: usize, threads: bool) -> Vec<Machine> {
+    let counted = on_its_clock(asked, cores, threads);
+    if bench == BenchName::Storage || counted == asked { vec![asked] } else { vec![asked, counted] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Accelerator;
+
+    #[test]
+    fn contests_are_held_on_both_clocks_where_cores_are_too_few() {
+        let asked = Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host };
+        let clocks = |bench, cores, threads| -> Vec<bool> {
+            machines(bench, asked, cores, threads).iter().map(|machine| machine.clock == Clock::Host).collect()
+        };
+        assert_eq!(clocks(BenchName::Locks, 2, false), [true, false]);
+        assert_eq!(clocks(BenchName::Waiting, 2, true), [true]);
+        assert_eq!(clocks(BenchName::Locks, 8, false), [true]);
+        assert_eq!(clocks(BenchName::Storage, 2, false), [true]);
+    }
+}
