@@ -87,12 +87,25 @@ impl Default for RcuCpu {
 /// The source of grace-period numbers. One for all CPUs of a machine: they compare numbers.
 pub struct Rcu {
     newest: AtomicU64,
+    /// Grace periods wait for nobody: what the models that need them must fail with.
+    #[cfg(loom)]
+    stubbed: core::sync::atomic::AtomicBool,
 }
 
 impl Rcu {
     /// No grace period yet.
     pub fn new() -> Self {
-        Self { newest: AtomicU64::new(0) }
+        Self {
+            newest: AtomicU64::new(0),
+            #[cfg(loom)]
+            stubbed: core::sync::atomic::AtomicBool::new(false),
+        }
+    }
+
+    /// From now on grace periods wait for nobody.
+    #[cfg(loom)]
+    pub fn stub_out(&self) {
+        self.stubbed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -182,6 +195,10 @@ impl GracePeriod {
         let mut remaining = CpuSet::first(NR_CPUS);
         if !in_read_section(machine) {
             remaining = remaining.without(machine.cpu());
+        }
+        #[cfg(loom)]
+        if rcu.stubbed.load(Ordering::Relaxed) {
+            remaining = CpuSet(0);
         }
         // CPUs that have not started are idle. All are asked, not only those online: one that starts just now would be
         // missed otherwise.

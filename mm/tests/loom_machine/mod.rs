@@ -3,6 +3,8 @@
 //! Which CPU a thread is, it knows itself. The machine is created anew in every execution, since loom's atomics must be, and
 //! freed at its end by [`Model::run`].
 
+pub mod world;
+
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, Thread};
 use mm::address::Pfn;

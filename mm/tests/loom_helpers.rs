@@ -1,0 +1,236 @@
+//! The helper family, every interleaving within the bounds given on the command line: tables and pages that several CPUs make
+//! at once (R1, R2), and lookups of a table that goes (R3 to R6). Where a rule guards a race, a second model leaves the rule
+//! out and must fail.
+//!
+//! Two levels of four entries; one CPU unmaps, one looks.
+#![cfg(loom)]
+
+mod loom_machine;
+
+use loom_machine::world::World;
+use loom_machine::{Cpu, Model};
+use mm::address::{VirtAddr, VirtRange};
+use mm::address_space::{Mapping, Mm};
+use mm::fault::handle_mm_fault;
+use mm::machine::Machine;
+use mm::pgtable::{
+    Entry, Protection, PteLocked, SeenPte, pmd_offset, pte_alloc, pte_at, pte_offset_map_lock,
+    pte_offset_map_ro_nolock, pte_offset_map_rw_nolock,
+};
+use mm::sync::rcu;
+use mm::vma::Access;
+
+/// Enough for the zero page, the slabs, tables and pages, and little to spare for a leak.
+const FRAMES: usize = 16;
+
+/// The second PMD entry, pages 4 and 5. Page 4 is touched where a table is to be there, page 5 never is.
+const TOUCHED: VirtAddr = VirtAddr(0x4000);
+const UNTOUCHED: VirtAddr = VirtAddr(0x5000);
+
+fn region() -> VirtRange {
+    VirtRange::new(TOUCHED.0, 0x6000).unwrap()
+}
+
+fn map(mm: &Mm<Cpu>) {
+    mm.mmap(region(), Protection::READ_WRITE, Mapping::Anonymous).unwrap();
+}
+
+fn map_and_touch(mm: &Mm<Cpu>) {
+    map(mm);
+    handle_mm_fault(mm, TOUCHED, Access::Write).unwrap();
+}
+
+/// What every CPU does, and what must hold then, in an address space that begins as `prepare` says.
+fn model(
+    prepare: fn(&Mm<Cpu>),
+    work: impl Fn(&World, Cpu) + Copy + Send + Sync + 'static,
+    judge: impl Fn(&Mm<Cpu>) + Copy + Send + Sync + 'static,
+) {
+    Model { frames: FRAMES, ..Model::new(2, 0) }.run_on(
+        move |cpu| World::new(cpu, FRAMES, prepare),
+        move |world, cpu| cpu.awake(|| work(world, cpu)),
+        move |world, cpu| world.balance(cpu, judge),
+    );
+}
+
+/// R1, I3, I15: two CPUs find the slot none and make a table each. One is linked, both use it, and the other is freed.
+#[test]
+fn two_that_make_one_table_agree() {
+    model(
+        map,
+        |world, cpu| {
+            let mm = world.mm();
+            let rcu = rcu::read_lock(cpu);
+            let pmds = pmd_offset(mm, &rcu, TOUCHED).unwrap();
+            let (pmd, vma) = (pmds.slot(TOUCHED), mm.find_vma(&rcu, TOUCHED).unwrap());
+            pte_alloc(mm, pmd, vma).unwrap();
+            let locked = pte_offset_map_lock(mm, pmd, TOUCHED).expect("a table that stays");
+            assert_eq!(locked.load(), Entry::NONE);
+        },
+        |mm| {
+            assert_eq!((mm.linked_table_bytes(), mm.memory().page_tables()), (4096, 2));
+        },
+    );
+}
+
+/// R2: two CPUs take the first fault of one page. One frame shows there, and the other goes back.
+#[test]
+fn two_that_fault_on_one_page_agree() {
+    model(
+        map_and_touch,
+        |world, _| {
+            handle_mm_fault(world.mm(), UNTOUCHED, Access::Write).unwrap();
+        },
+        |mm| {
+            let pte = pte_at(mm, UNTOUCHED).unwrap();
+            let page = mm.memory().memmap().page(pte.pfn());
+            assert_eq!((pte.is_writable(), page.refcount(), page.mapcount()), (true, 1, 1));
+        },
+    );
+}
+
+/// Whether grace periods are real.
+#[derive(Clone, Copy)]
+enum Rcu {
+    Real,
+    Stubbed,
+}
+
+/// CPU 0 unmaps, frees what can be freed, and does `then`; CPU 1 does `look`.
+fn against_detach(rcu: Rcu, then: fn(&Mm<Cpu>), look: impl Fn(&Mm<Cpu>) + Copy + Send + Sync + 'static) {
+    model(
+        map_and_touch,
+        move |world, cpu| {
+            let mm = world.mm();
+            if cpu.cpu().index() == 1 {
+                return look(mm);
+            }
+            if let Rcu::Stubbed = rcu {
+                mm.memory().rcu().stub_out();
+            }
+            mm.munmap(region()).unwrap();
+            then(mm);
+        },
+        |_| (),
+    );
+}
+
+fn free_and_reuse(mm: &Mm<Cpu>) {
+    mm.memory().drain_deferred();
+    map_and_touch(mm);
+}
+
+fn free(mm: &Mm<Cpu>) {
+    mm.memory().drain_deferred();
+}
+
+fn assert_attached(mm: &Mm<Cpu>, locked: &PteLocked<'_, Cpu>) {
+    assert!(!mm.memory().memmap().page(locked.pmd().pfn()).is_detached(), "a detached table is written to");
+}
+
+fn lock_and_look(mm: &Mm<Cpu>) {
+    let rcu = rcu::read_lock(mm.machine());
+    let pmds = pmd_offset(mm, &rcu, UNTOUCHED).unwrap();
+    let pmd = pmds.slot(UNTOUCHED);
+    if let Some(locked) = pte_offset_map_lock(mm, pmd, UNTOUCHED) {
+        assert_attached(mm, &locked);
+        assert_eq!(pmd.load(), locked.pmd(), "the slot moved on under the lock of its table");
+    }
+}
+
+/// R3, I16: CPU 1 has read the slot when CPU 0 unhooks the table and puts another there. Whatever CPU 1 locks is in the slot.
+#[test]
+fn a_lookup_survives_a_detach_and_a_new_table() {
+    against_detach(Rcu::Real, map_and_touch, lock_and_look);
+}
+
+/// R4: with real grace periods the frame of the table that CPU 1 has read is not freed, nor reused in the same slot.
+#[test]
+fn a_table_is_not_reused_under_a_lookup() {
+    against_detach(Rcu::Real, free_and_reuse, lock_and_look);
+}
+
+/// R4 without them: CPU 0 frees the table between the read and the lock of CPU 1. The checker must find it.
+#[test]
+#[should_panic(expected = "without a constructor")]
+fn without_grace_periods_a_table_is_reused_under_a_lookup() {
+    against_detach(Rcu::Stubbed, free_and_reuse, lock_and_look);
+}
+
+fn lock_what_was_named(mm: &Mm<Cpu>) {
+    let rcu = rcu::read_lock(mm.machine());
+    let pmds = pmd_offset(mm, &rcu, TOUCHED).unwrap();
+    if let Some(map) = pte_offset_map_ro_nolock(mm, pmds.slot(TOUCHED), TOUCHED) {
+        let _guard = map.lock();
+        map.load();
+    }
+}
+
+/// R5, I11: a lock that was named outlives the read section, so that it can be taken after its table has gone.
+#[test]
+fn a_lock_that_was_named_can_be_taken() {
+    against_detach(Rcu::Real, free, lock_what_was_named);
+}
+
+/// R5 where the destructor comes at once: the lock is taken when its table is none any more. The checker must find it.
+#[test]
+#[should_panic(expected = "without a constructor")]
+fn without_grace_periods_a_stale_lock_is_taken() {
+    against_detach(Rcu::Stubbed, free, lock_what_was_named);
+}
+
+fn with_map(mm: &Mm<Cpu>, address: VirtAddr, prove: impl Fn(mm::pgtable::PteMapRw<'_, '_, Cpu>, Entry)) {
+    let rcu = rcu::read_lock(mm.machine());
+    let pmds = pmd_offset(mm, &rcu, address).unwrap();
+    if let Some(map) = pte_offset_map_rw_nolock(mm, pmds.slot(address), address) {
+        let seen = map.load();
+        prove(map, seen);
+    }
+}
+
+/// R6, I21: what a none entry is checked by is the PMD.
+#[test]
+fn a_pmd_that_is_the_same_proves_the_table_attached() {
+    against_detach(
+        Rcu::Real,
+        |_| (),
+        |mm| {
+            with_map(mm, UNTOUCHED, |map, _| {
+                if let Some(locked) = map.lock_if_pmd_same() {
+                    assert_attached(mm, &locked);
+                }
+            });
+        },
+    );
+}
+
+/// Spec 1.6 c, I21: an entry that is still what it was, and was not none, is in a table that is attached.
+#[test]
+fn an_entry_that_is_the_same_proves_the_table_attached() {
+    against_detach(
+        Rcu::Real,
+        |_| (),
+        |mm| {
+            with_map(mm, TOUCHED, |map, seen| {
+                let locked = SeenPte::new(seen).and_then(|seen| map.lock_if_pte_same(seen));
+                locked.iter().for_each(|locked| assert_attached(mm, locked));
+            });
+        },
+    );
+}
+
+/// R6: a saved none is still none in a table that has gone. The checker must find it.
+#[test]
+#[should_panic(expected = "a detached table is written to")]
+fn none_that_is_still_none_proves_nothing() {
+    against_detach(
+        Rcu::Real,
+        |_| (),
+        |mm| {
+            with_map(mm, UNTOUCHED, |map, seen| {
+                let locked = map.lock_if_same_or_none(seen);
+                locked.iter().for_each(|locked| assert_attached(mm, locked));
+            });
+        },
+    );
+}
