@@ -69,6 +69,8 @@ pub fn prepare() {
         online: smp::online,
         block_while: thread::block_while,
         wake: thread::wake,
+        need_resched: thread::need_resched,
+        cond_resched: thread::yield_now,
         stuck: |what| panic!("waited for {what} beyond any reason"),
         report_bad_entry: |level, entry| log::error!("a {level:?} table held {entry:?}, which is now cleared"),
     });

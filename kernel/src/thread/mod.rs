@@ -22,7 +22,7 @@ use mm::cpu::CpuId;
 
 pub use idle::{IdleHooks, run as run_idle, set_hooks as set_idle_hooks};
 pub use join::{JoinHandle, SpawnError, spawn_on};
-pub use scheduler::{adopt_boot_context, current, current_name, is_idle, yield_now};
+pub use scheduler::{adopt_boot_context, current, current_name, is_idle, need_resched, yield_now};
 use stack::Stack;
 pub use timer::{sleep, tick};
 pub use wait::{NEVER, block_until, block_while, wake};

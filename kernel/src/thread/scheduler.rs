@@ -108,6 +108,11 @@ pub(super) fn make_ready(thread: Arc<Thread>) {
     }
 }
 
+/// Whether another thread of this CPU is ready.
+pub fn need_resched() -> bool {
+    !local().queue.lock().is_empty()
+}
+
 /// Lets the other ready threads of this CPU run first.
 pub fn yield_now() {
     let scheduler = local();

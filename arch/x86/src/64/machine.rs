@@ -31,6 +31,8 @@ pub struct Kernel {
     pub online: fn() -> CpuSet,
     pub block_while: fn(usize, &mut dyn FnMut() -> bool),
     pub wake: fn(usize),
+    pub need_resched: fn() -> bool,
+    pub cond_resched: fn(),
     pub stuck: fn(&'static str) -> !,
     pub report_bad_entry: fn(Level, Entry),
 }
@@ -134,6 +136,14 @@ unsafe impl Machine for X86 {
 
     fn wake(self, key: usize) {
         (kernel().wake)(key);
+    }
+
+    fn need_resched(self) -> bool {
+        (kernel().need_resched)()
+    }
+
+    fn cond_resched(self) {
+        (kernel().cond_resched)();
     }
 
     fn stuck(self, what: &'static str) -> ! {

@@ -6,5 +6,6 @@ mod huge;
 mod mprotect;
 mod munmap;
 mod pages;
+mod reclaim;
 mod reuse;
 mod tables;
