@@ -221,7 +221,7 @@ extern "C" fn ap_main(cpu: usize) -> ! {
         gdt::load(percpu::area(cpu));
         percpu::install(cpu);
         idt::load();
-        paging::load_root(kernel_map::top().address() as usize);
+        paging::load_root(kernel_map::top().address() as usize, paging::Context::KERNEL);
         cpu::enable()
     };
     if let Err(MissingFeatures(missing)) = enabled {

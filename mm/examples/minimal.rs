@@ -19,7 +19,7 @@ use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::fault::{FaultError, handle_mm_fault};
 use mm::frame::FrameAllocator;
-use mm::machine::{LocalFlush, Machine, SlotOf, WaitingRule};
+use mm::machine::{LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
 use mm::memory::Memory;
 use mm::page::{MemMap, Page};
 use mm::pgtable::{Entry, EntrySlot, FourLevel, Level, PagingMode, Protection, Slot64};
@@ -223,8 +223,12 @@ unsafe impl Machine for Cpu {
 
     fn fill_kernel_entries(&self, _top: &[SlotOf<Self>]) {}
 
-    fn load_pgd(self, pgd: Option<Pfn>) {
-        self.0.loaded[self.cpu().index()].store(pgd.map_or(0, |pgd| pgd.0), Ordering::SeqCst);
+    fn load_pgd(self, load: PgdLoad) {
+        let pgd = match load {
+            PgdLoad::Kernel => 0,
+            PgdLoad::User { pgd, .. } => pgd.0,
+        };
+        self.0.loaded[self.cpu().index()].store(pgd, Ordering::SeqCst);
     }
 
     /// There is no TLB.

@@ -17,7 +17,7 @@ use crate::deferred::Garbage;
 use crate::machine::Machine;
 use crate::pgtable::{Level, PagingMode};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::tlb;
+use crate::tlb::{self, TlbFlush};
 use pages::PageBatches;
 
 /// Tables collected before they are flushed and handed on to wait for their readers.
@@ -176,9 +176,9 @@ impl<'m, M: Machine> MmuGather<'m, M> {
 
     /// Flushes what has been collected on every CPU that may hold it (`tlb_flush_mmu_tlbonly`).
     fn invalidate(&mut self) {
-        let stale = core::mem::replace(&mut self.stale, Stale::nothing::<M>());
-        if let Some(range) = stale.range {
-            tlb::flush_range(self.mm, range);
+        let Stale { range, stride, freed_tables } = core::mem::replace(&mut self.stale, Stale::nothing::<M>());
+        if let Some(range) = range {
+            tlb::flush_mm_range(self.mm, TlbFlush { range, stride, freed_tables });
         }
     }
 

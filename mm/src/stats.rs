@@ -69,6 +69,22 @@ indices! {
         FlushesServed = "flushes_served",
         /// Entries that were neither none, nor a table, nor a page, and have been cleared.
         BadEntries = "bad_entries",
+        /// Flushes done here page by page, for this CPU or another.
+        FlushesRanged = "flushes_ranged",
+        /// Flushes done here that dropped all of the loaded address space.
+        FlushesFull = "flushes_full",
+        /// CPUs a flush passed by because they ran a kernel thread.
+        LazySkipped = "lazy_skipped",
+        /// Lazily kept address spaces left because of a flush.
+        LazyLeft = "lazy_left",
+        /// Returns to a lazily kept address space that had been flushed meanwhile.
+        LazyBehind = "lazy_behind",
+        /// Loads of an address space whose translations were all kept and are current.
+        AsidCurrent = "asid_current",
+        /// Loads of an address space some of whose kept translations may be out of date.
+        AsidBehind = "asid_behind",
+        /// Loads of an address space nothing was kept of.
+        AsidNew = "asid_new",
         /// Page tables allocated.
         TablesAllocated = "tables_allocated",
         /// Page tables freed.

@@ -95,6 +95,16 @@ impl<Mode: PagingMode> Process<Mode> {
         Self { loaded, machine }
     }
 
+    /// A kernel thread runs on the CPU: it keeps what is loaded, unused.
+    pub(crate) fn enter_lazy(&mut self) {
+        self.loaded.enter_lazy();
+    }
+
+    /// User code of `mm` runs on the CPU from now on.
+    pub(crate) fn switch_to(&mut self, mm: &MmRef<Sim<Mode>>) {
+        self.loaded.switch_to(Some(mm.clone()));
+    }
+
     fn user(&self) -> User<Mode, impl FnMut(VirtAddr, bool) -> Result<(), FaultError>> {
         let mm = self.loaded.get().expect("entered").clone();
         self.machine.user(move |address, write| {

@@ -15,15 +15,36 @@ pub fn root() -> usize {
     control::cr3() & CR3_FRAME
 }
 
-/// Uses another root table, and drops every cached translation that is not global (Intel SDM vol. 3, 4.10.4.1).
+/// Process-context identifier, and whether what is cached under it stays: the rest of `CR3`. All translations have context
+/// 0 where the CPU knows no others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context(usize);
+
+impl Context {
+    /// The kernel's own, and everybody's without process-context identifiers. What is cached under it goes.
+    pub const KERNEL: Self = Self(0);
+
+    /// Bit 63 of `CR3`, in a write only: drop nothing.
+    const KEEP: usize = 1 << (usize::BITS - 1);
+
+    /// The context of address-space identifier `asid` of this CPU.
+    #[must_use]
+    pub const fn of(asid: u8, keep: bool) -> Self {
+        Self((asid as usize + 1) | if keep { Self::KEEP } else { 0 })
+    }
+}
+
+/// Uses another root table, and drops every cached translation of its context that is not global, unless those are to be
+/// kept (Intel SDM vol. 3, 4.10.4.1).
 ///
 /// # Safety
 /// `root` must be the physical address of a root table that maps the running code, its stack and its data where
-/// they are now, and that stays in place as long as it is loaded anywhere.
-pub unsafe fn load_root(root: usize) {
+/// they are now, and that stays in place as long as it is loaded anywhere. A context other than [`Context::KERNEL`] needs
+/// process-context identifiers to be enabled.
+pub unsafe fn load_root(root: usize, context: Context) {
     debug_assert_eq!(root & !CR3_FRAME, 0);
     // SAFETY: the caller vouches for the tables.
-    unsafe { control::write_cr3(root) }
+    unsafe { control::write_cr3(root | context.0) }
 }
 
 /// Drops the translation of the page that holds `address`, global or not, whatever its size, and all cached
@@ -34,7 +55,7 @@ pub fn flush_page(address: usize) {
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) }
 }
 
-/// Drops every translation that is not global.
+/// Drops every translation of the current context that is not global.
 pub fn flush_local() {
     // SAFETY: the root does not change.
     unsafe { control::write_cr3(control::cr3()) }

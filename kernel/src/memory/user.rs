@@ -1,9 +1,10 @@
 //! Which address space a thread is in, and which one its CPU has loaded.
 //!
 //! Rules:
-//! - A CPU has loaded what its running thread is in, and the kernel's own table if that is nothing. The idle thread is in
-//!   none: a CPU without work has left every address space's mask before it halts, and no flush wakes it (design
-//!   decision 10).
+//! - A CPU has loaded what its running thread is in. Under a thread that is in none it keeps what it had, lazily: the way
+//!   back is cheap, and no flush interrupts it unless tables are freed. Such a thread uses no accessor of the user half.
+//! - The idle thread is in none and gets the kernel's own table: a CPU without work has left every address space's mask
+//!   before it halts, and no flush wakes it (design decision 10). So does a thread that leaves its address space itself.
 //! - A CPU's reference is never the last one: the thread it follows holds one until the CPU has loaded something else. So
 //!   no address space is torn down while threads are switched, with interrupts off.
 
@@ -44,23 +45,32 @@ unsafe impl Sync for CpuSlot {}
 
 static LOADED: [CpuSlot; NR_CPUS] = [const { CpuSlot(UnsafeCell::new(LoadedMm::none(X86))) }; NR_CPUS];
 
-/// Loads `mm` on this CPU unless it is loaded already.
-fn load(mm: Option<&MmRef>) {
+/// Runs `change` with what this CPU has loaded.
+fn with_loaded(change: impl FnOnce(&mut LoadedMm<X86>)) {
     let slot = &LOADED[percpu::cpu().index()];
-    // SAFETY: this CPU's element. Nothing below gives the CPU away or calls this function again: the reference that is
+    // SAFETY: this CPU's element. No `change` gives the CPU away or calls this function again: the reference that is
     // dropped is not the last one.
-    let loaded = unsafe { &mut *slot.0.get() };
-    let address = |mm: &MmRef| ptr::from_ref(&**mm);
-    if loaded.get().map(address) != mm.map(address) {
-        loaded.switch_to(mm.cloned());
-    }
+    change(unsafe { &mut *slot.0.get() });
 }
 
-/// This CPU is about to run the thread with `next`; interrupts are off.
-pub fn switch_to(next: &UserSlot) {
+/// Loads `mm` on this CPU unless it is loaded already, and not only lazily.
+fn load(mm: Option<&MmRef>) {
+    let address = |mm: &MmRef| ptr::from_ref(&**mm);
+    with_loaded(|loaded| {
+        if mm.is_none() || loaded.get().map(address) != mm.map(address) {
+            loaded.switch_to(mm.cloned());
+        }
+    });
+}
+
+/// This CPU is about to run the thread with `next`, which is or is not the idle one; interrupts are off.
+pub fn switch_to(next: &UserSlot, is_idle: bool) {
     rcu::quiescent(X86);
     // SAFETY: the thread does not run yet, so nobody changes the slot.
-    load(unsafe { &*next.0.get() }.as_ref());
+    match unsafe { &*next.0.get() } {
+        None if !is_idle => with_loaded(LoadedMm::enter_lazy),
+        mm => load(mm.as_ref()),
+    }
 }
 
 /// Runs `work` with what the running thread is in. `work` must not enter or leave an address space.

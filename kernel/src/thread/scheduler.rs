@@ -155,7 +155,7 @@ pub(super) fn switch_away() {
         if let Some(stack) = &to.stack {
             percpu::current().set_kernel_stack(stack.top());
         }
-        memory::switch_to(&to.user);
+        memory::switch_to(&to.user, to.is_idle);
         // SAFETY: `to` does not run, since its CPU is this one; its context was stored by an earlier switch away from
         // it, or prepared. Interrupts are off. `from.context` lives as long as its thread.
         unsafe { switch::switch_stacks(from.context.as_ptr(), to.context.load(Ordering::Relaxed)) };

@@ -71,7 +71,7 @@ impl<M: Machine> Mm<M> {
             mmap_lock: OwnLine(MmapLock::new()),
             page_table_lock: OwnLine(PageTableLock::new()),
             deposits: OwnLine(DepositList::new()),
-            tlb: MmTlb::new(memory.next_mm_id()),
+            tlb: MmTlb::new(memory.next_mm_id(), pgd.pfn()),
             counts: OwnLine(Counts {
                 pgtables_bytes: AtomicU64::new(0),
                 references: AtomicU32::new(1),
@@ -178,8 +178,8 @@ impl<M: Machine> Drop for MmRef<M> {
         }
         fence(Ordering::Acquire);
         let memory = self.memory;
-        assert!(self.tlb.cpus().is_empty(), "an address space dies while a CPU has it loaded (I36)");
         self.exit_mmap();
+        tlb::evict_lazy(memory.machine(), &self.tlb);
         debug_assert_eq!(self.linked_table_bytes(), 0, "page tables left behind (I6)");
         assert!(self.deposits.0.is_empty(), "deposited tables left behind (I13)");
         pgd_free(memory, self.pgd);
@@ -204,11 +204,20 @@ impl<M: Machine> LoadedMm<M> {
 
     /// Loads `mm` on the current CPU; `None` loads the kernel's own table, and nobody will send this CPU a flush.
     pub fn switch_to(&mut self, mm: Option<MmRef<M>>) {
-        tlb::switch(self.machine, self.mm.as_deref(), mm.as_deref());
+        // SAFETY: the reference is kept until the CPU has loaded something else, or lazily, which `evict_lazy` ends.
+        unsafe { tlb::switch(self.machine, mm.as_deref().map(Mm::tlb)) };
         self.mm = mm;
     }
 
-    /// What is loaded.
+    /// Keeps what is loaded for a kernel thread that is in no address space, without a reference: it may come back soon,
+    /// and until then only a flush that frees tables, or the end of the address space, interrupts this CPU for it. Not
+    /// before a halt: an idle CPU loads the kernel's own table.
+    pub fn enter_lazy(&mut self) {
+        tlb::enter_lazy(self.machine);
+        self.mm = None;
+    }
+
+    /// What is loaded, and not only lazily.
     pub fn get(&self) -> Option<&MmRef<M>> {
         self.mm.as_ref()
     }
@@ -216,7 +225,7 @@ impl<M: Machine> LoadedMm<M> {
 
 impl<M: Machine> Drop for LoadedMm<M> {
     fn drop(&mut self) {
-        if self.mm.is_some() && !crate::is_unwinding() {
+        if (self.mm.is_some() || self.machine.local().tlb.is_lazy()) && !crate::is_unwinding() {
             self.switch_to(None);
         }
     }

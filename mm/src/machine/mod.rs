@@ -8,6 +8,7 @@ use crate::address::{Pfn, VirtRange};
 use crate::cpu::{CpuId, CpuLocal, CpuSet, Cpus};
 use crate::pgtable::{Entry, Level, PagingMode};
 use crate::sync::RawLock;
+use crate::tlb::Asid;
 
 #[cfg(all(any(test, feature = "sim"), not(loom)))]
 pub mod sim;
@@ -27,10 +28,32 @@ pub struct WaitingRule {
 /// What a CPU drops from its own TLB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LocalFlush {
-    /// The pages of a range of the loaded address space, and every paging-structure entry of it.
-    Range(VirtRange),
+    /// The translations of a range of the loaded address space, with one instruction every `stride` bytes from a multiple
+    /// of it on, each of which drops the whole leaf it meets; and every paging-structure entry of the address space.
+    Range {
+        /// Which addresses.
+        range: VirtRange,
+        /// Bytes that the smallest leaf in the range maps.
+        stride: u64,
+    },
     /// Everything of the loaded address space.
     AddressSpace,
+}
+
+/// Which top table a CPU loads, and what becomes of what its TLB holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PgdLoad {
+    /// The kernel's own. What is cached of an address space cannot be used until that is loaded again.
+    Kernel,
+    /// An address space's.
+    User {
+        /// Its top table.
+        pgd: Pfn,
+        /// The tag of its translations, below [`Machine::asids`].
+        asid: Asid,
+        /// Keep what is cached under the tag; else drop it. Never with one ASID.
+        keep: bool,
+    },
 }
 
 /// What a frame is from now on. The kernel ignores it; the simulated machine checks every later use against it.
@@ -124,11 +147,16 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
 
     // TLB
 
-    /// Loads the top table `pgd` on this CPU, or the kernel's own for `None`; drops every non-global translation.
-    fn load_pgd(self, pgd: Option<Pfn>);
+    /// ASIDs the TLB of a CPU tells apart, up to [`MAX_ASIDS`](crate::tlb::MAX_ASIDS); 1 where every load of a top table
+    /// drops all of them.
+    fn asids(self) -> usize {
+        1
+    }
+    /// Loads a top table on this CPU.
+    fn load_pgd(self, load: PgdLoad);
     /// Drops translations of the loaded address space on this CPU only.
     fn flush_local(self, flush: LocalFlush);
-    /// Interrupts `cpu` to have it run [`Tlb::service`](crate::tlb::service).
+    /// Interrupts `cpu` to have it run [`tlb::service`](crate::tlb::service).
     fn send_flush_ipi(self, cpu: CpuId);
 
     /// This CPU's block.

@@ -11,7 +11,7 @@ use crate::address::{Pfn, VirtAddr};
 use crate::address_space::{Mm, MmapWrite};
 use crate::machine::Machine;
 use crate::sync::rcu;
-use crate::tlb;
+use crate::tlb::{self, TlbFlush};
 
 /// A PTE table taken out of its PMD slot, with everything in it. Only its owner and those that found it before reach it;
 /// after a grace period its owner alone.
@@ -44,7 +44,9 @@ pub(crate) fn unhook_for_collapse<M: Machine, E>(
     let table = Table::map(mm.memory(), &rcu, entry.pfn(), Level::Pte);
     judge(&mut table.slots().iter().map(EntrySlot::load))?;
     pmd.cell().swap(Entry::NONE);
-    tlb::flush_range(mm, span_of::<M::Mode>(Level::Pmd, address));
+    // As of a freed table: no CPU may walk the table any more, lazy ones included.
+    let range = span_of::<M::Mode>(Level::Pmd, address);
+    tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true });
     Ok(Some(Unhooked { pfn: entry.pfn() }))
 }
 

@@ -23,7 +23,7 @@ use crate::pgtable::alloc::UnpublishedTable;
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::rcu;
-use crate::tlb;
+use crate::tlb::{self, TlbFlush};
 
 /// The size of a huge page: what one entry of a level maps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,9 +163,11 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
 }
 
 /// Makes sure that no CPU translates an address of `span` by the huge entry it had before the call. The first page is enough:
-/// one INVLPG drops the translation of its address whatever the page's size (spec 8.5).
+/// one INVLPG drops the translation of its address whatever the page's size (spec 8.5). Lazy CPUs are reached too: their
+/// walkers would cache the pages that come in the entry's place beside it (I34).
 fn flush_huge<M: Machine>(mm: &Mm<M>, span: VirtRange) {
-    tlb::flush_range(mm, VirtRange { start: span.start, end: VirtAddr(span.start.0 + PAGE_SIZE as u64) });
+    let range = VirtRange { start: span.start, end: VirtAddr(span.start.0 + PAGE_SIZE as u64) };
+    tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true });
 }
 
 /// Locks the transparent huge entry that `pmd` holds for `address`; `None`, without the lock, if it holds anything else once

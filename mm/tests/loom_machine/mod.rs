@@ -1,18 +1,24 @@
 //! The machine that the models run on: a thread is a CPU, a halt is a `park`, a kick an `unpark`.
 //!
+//! A CPU has a TLB that forgets nothing by itself. Interrupts to flush arrive at once, and are taken where the CPU turns
+//! interrupts on, pauses or halts: [`Cpu::take_interrupts`].
+//!
 //! Which CPU a thread is, it knows itself. The machine is created anew in every execution, since loom's atomics must be, and
 //! freed at its end by [`Model::run`].
+
+#![allow(dead_code, reason = "each file of models uses its own part of the machine")]
 
 pub mod world;
 
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, Thread};
-use mm::address::Pfn;
+use mm::address::{Pfn, VirtAddr};
 use mm::cpu::{CpuId, CpuSet, Cpus};
-use mm::machine::{FrameUse, LocalFlush, Machine, SlotOf, WaitingRule};
+use mm::machine::{FrameUse, LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
 use mm::pgtable::{Entry, EntrySlot, Level, Slot64, Tiny};
 use mm::sync::rcu;
 use mm::sync::ticket::TicketLock;
+use mm::tlb::Asid;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +31,8 @@ pub struct Model {
     pub rounds: u32,
     /// Whether kicks arrive. Without them a waiter must sleep for ever in some execution.
     pub kicks: bool,
+    /// ASIDs of a CPU's TLB.
+    pub asids: usize,
     /// Frames of memory. Each is a table of the tiny mode and, apart from that, a page of bytes.
     pub frames: usize,
 }
@@ -40,6 +48,28 @@ struct Hardware {
     halted: Vec<AtomicBool>,
     sleepers: (Mutex<()>, Condvar),
     memory: Vec<Frame>,
+    tlbs: Vec<CpuTlb>,
+}
+
+/// What a CPU has cached, and whether it is to flush. Not loom's: only its own thread uses the former, and an interrupt is
+/// there as soon as it is sent.
+struct CpuTlb {
+    irqs: AtomicBool,
+    flush_pending: AtomicBool,
+    asid: Cell<Option<Asid>>,
+    /// Of which ASID, at which address, what was found there.
+    cached: RefCell<Vec<(Asid, VirtAddr, u64)>>,
+}
+
+impl CpuTlb {
+    fn new() -> Self {
+        Self {
+            irqs: AtomicBool::new(true),
+            flush_pending: AtomicBool::new(false),
+            asid: Cell::new(None),
+            cached: RefCell::new(Vec::new()),
+        }
+    }
 }
 
 /// A frame. What it is used for is not loom's: it is a check, not part of the model.
@@ -71,7 +101,7 @@ unsafe impl Sync for Hardware {}
 impl Model {
     /// A machine that really wakes its CPUs.
     pub fn new(cpus: usize, rounds: u32) -> Self {
-        Self { cpus, rounds, kicks: true, frames: 0 }
+        Self { cpus, rounds, kicks: true, asids: 1, frames: 0 }
     }
 
     /// Explores every execution of `work` on all CPUs at once, over what `shared` makes; `check` looks at the end.
@@ -124,6 +154,7 @@ impl Hardware {
             halted: (0..model.cpus).map(|_| AtomicBool::new(false)).collect(),
             sleepers: (Mutex::new(()), Condvar::new()),
             memory: (0..model.frames).map(|_| Frame::new()).collect(),
+            tlbs: (0..model.cpus).map(|_| CpuTlb::new()).collect(),
         }
     }
 
@@ -158,6 +189,45 @@ impl Cpu {
         rcu::enter_idle(self);
     }
 
+    fn tlb(self) -> &'static CpuTlb {
+        &self.hardware.tlbs[self.cpu().index()]
+    }
+
+    /// Takes a flush interrupt, if one is there and interrupts are on.
+    pub fn take_interrupts(self) {
+        let tlb = self.tlb();
+        while tlb.irqs.load(Ordering::Relaxed) && tlb.flush_pending.swap(false, Ordering::Relaxed) {
+            tlb.irqs.store(false, Ordering::Relaxed);
+            mm::tlb::service(self);
+            tlb.irqs.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What an access to `address` finds: what is cached of the loaded address space, or else what `walk` says, which is
+    /// cached unless it is 0. `None` with nothing loaded.
+    pub fn translate(self, address: VirtAddr, walk: impl FnOnce() -> u64) -> Option<u64> {
+        let asid = self.tlb().asid.get()?;
+        let mut cached = self.tlb().cached.borrow_mut();
+        if let Some((.., found)) = cached.iter().find(|(of, at, _)| *of == asid && *at == address) {
+            return Some(*found);
+        }
+        drop(cached);
+        let found = walk();
+        if found != 0 {
+            cached = self.tlb().cached.borrow_mut();
+            cached.push((asid, address, found));
+        }
+        Some(found)
+    }
+
+    fn end_halt(self, cpu: CpuId) {
+        let threads = self.hardware.threads.borrow();
+        if let (true, Some(thread)) = (self.hardware.halted[cpu.index()].load(Ordering::Relaxed), &threads[cpu.index()])
+        {
+            thread.unpark();
+        }
+    }
+
     fn take_kick(self) -> bool {
         self.hardware.pending[self.cpu().index()].swap(false, Ordering::Relaxed)
     }
@@ -181,39 +251,40 @@ unsafe impl Machine for Cpu {
     }
 
     fn irqs_enabled(self) -> bool {
-        true
+        self.tlb().irqs.load(Ordering::Relaxed)
     }
 
     fn irq_save(self) -> bool {
-        true
+        self.tlb().irqs.swap(false, Ordering::Relaxed)
     }
 
-    fn irq_restore(self, _enabled: bool) {}
+    fn irq_restore(self, enabled: bool) {
+        self.tlb().irqs.store(enabled, Ordering::Relaxed);
+        self.take_interrupts();
+    }
 
     /// The one spinning wait, for a grace period, has to let the others run. Polling a lock needs no switch of its own.
     fn pause(self) {
         thread::yield_now();
+        self.take_interrupts();
     }
 
     fn halt_until_kicked(self) {
         let halted = &self.hardware.halted[self.cpu().index()];
-        while !self.take_kick() {
+        while !self.take_kick() && !self.tlb().flush_pending.load(Ordering::Relaxed) {
             halted.store(true, Ordering::Relaxed);
             thread::park();
             halted.store(false, Ordering::Relaxed);
         }
+        self.tlb().irqs.store(true, Ordering::Relaxed);
+        self.take_interrupts();
         rcu::on_interrupt(self);
     }
 
     fn kick(self, cpu: CpuId) {
         if self.hardware.model.kicks {
             self.hardware.pending[cpu.index()].store(true, Ordering::Relaxed);
-            if let (true, Some(thread)) = (
-                self.hardware.halted[cpu.index()].load(Ordering::Relaxed),
-                &self.hardware.threads.borrow()[cpu.index()],
-            ) {
-                thread.unpark();
-            }
+            self.end_halt(cpu);
         }
     }
 
@@ -270,9 +341,37 @@ unsafe impl Machine for Cpu {
 
     fn fill_kernel_entries(&self, _top: &[SlotOf<Self>]) {}
 
-    fn load_pgd(self, _pgd: Option<Pfn>) {}
+    fn asids(self) -> usize {
+        self.hardware.model.asids
+    }
 
-    fn flush_local(self, _flush: LocalFlush) {}
+    fn load_pgd(self, load: PgdLoad) {
+        let tlb = self.tlb();
+        match load {
+            PgdLoad::Kernel => tlb.asid.set(None),
+            PgdLoad::User { asid, keep, .. } => {
+                tlb.asid.set(Some(asid));
+                if !keep {
+                    self.flush_local(LocalFlush::AddressSpace);
+                }
+            }
+        }
+    }
 
-    fn send_flush_ipi(self, _cpu: CpuId) {}
+    fn flush_local(self, flush: LocalFlush) {
+        let tlb = self.tlb();
+        let Some(current) = tlb.asid.get() else { return };
+        tlb.cached.borrow_mut().retain(|(asid, address, _)| {
+            let hit = match flush {
+                LocalFlush::Range { range, .. } => range.contains(*address),
+                LocalFlush::AddressSpace => true,
+            };
+            *asid != current || !hit
+        });
+    }
+
+    fn send_flush_ipi(self, cpu: CpuId) {
+        self.hardware.tlbs[cpu.index()].flush_pending.store(true, Ordering::Relaxed);
+        self.end_halt(cpu);
+    }
 }

@@ -11,13 +11,15 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
-use mm::machine::{LocalFlush, Machine, SlotOf, WaitingRule};
+use mm::machine::{LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
 use mm::pgtable::{Entry, FourLevel, Level, PagingMode};
 use mm::sync::BuildLock;
+use mm::tlb::MAX_ASIDS;
 use spin::Once;
 
 use crate::cpu::Features;
 use crate::ipi::{self, Vector};
+use crate::paging::Context;
 use crate::{cpu, interrupts, kernel_map, layout, paging, percpu, time};
 
 /// The machine the kernel runs on.
@@ -184,16 +186,26 @@ unsafe impl Machine for X86 {
         kernel_map::copy_kernel_half(top);
     }
 
-    fn load_pgd(self, pgd: Option<Pfn>) {
-        let pgd = pgd.unwrap_or_else(kernel_map::top);
-        // SAFETY: every top table has the kernel's half; whoever loads one keeps it until another is loaded.
-        unsafe { paging::load_root(pgd.address() as usize) }
+    fn asids(self) -> usize {
+        if cpu::features().contains(Features::PCID) { MAX_ASIDS } else { 1 }
+    }
+
+    fn load_pgd(self, load: PgdLoad) {
+        let (pgd, context) = match load {
+            PgdLoad::Kernel => (kernel_map::top(), Context::KERNEL),
+            PgdLoad::User { pgd, asid, keep } if self.asids() > 1 => (pgd, Context::of(asid.0, keep)),
+            PgdLoad::User { pgd, .. } => (pgd, Context::KERNEL),
+        };
+        // SAFETY: every top table has the kernel's half; whoever loads one keeps it until another is loaded. `asids` says
+        // whether there are contexts.
+        unsafe { paging::load_root(pgd.address() as usize, context) }
     }
 
     fn flush_local(self, flush: LocalFlush) {
         match flush {
-            LocalFlush::Range(range) => {
-                (range.start.0..range.end.0).step_by(PAGE_SIZE).for_each(|at| paging::flush_page(at as usize));
+            LocalFlush::Range { range, stride } => {
+                let first = range.start.0 & !(stride - 1);
+                (first..range.end.0).step_by(stride as usize).for_each(|at| paging::flush_page(at as usize));
             }
             LocalFlush::AddressSpace => paging::flush_local(),
         }

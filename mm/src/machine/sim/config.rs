@@ -1,6 +1,7 @@
 //! What a simulated machine is made of, and how unkindly it behaves.
 
 use crate::machine::WaitingRule;
+use crate::tlb::MAX_ASIDS;
 use std::time::Duration;
 
 /// The make of a [`SimMachine`](super::SimMachine). Chances are "one in so many", 0 is never.
@@ -18,6 +19,8 @@ pub struct SimConfig {
     pub speculation: u32,
     /// Chance that a CPU drops a cached translation there. Seldom is unkinder: what is dropped cannot be used stale.
     pub eviction: u32,
+    /// ASIDs a CPU's TLB tells apart; 1 makes every load of a top table drop all.
+    pub asids: usize,
     /// How CPUs wait for page-table locks.
     pub waiting_rule: WaitingRule,
     /// How long one [`run`](super::Sim::run) or [`run_cpu`](super::Sim::run_cpu) may take.
@@ -41,6 +44,7 @@ impl SimConfig {
             delay: 0,
             speculation: 0,
             eviction: 0,
+            asids: MAX_ASIDS,
             waiting_rule: WaitingRule { rounds: 8, polls: 16, polls_per_pause: 4 },
             time_limit: Duration::from_secs(60),
             stop_at_violation: true,

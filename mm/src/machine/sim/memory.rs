@@ -1,7 +1,8 @@
 //! Physical memory: frames of entry slots, and what each frame is used for.
 //!
-//! Rule: a frame's use only changes while no CPU's TLB or paging-structure cache names the frame. `names` counts those
-//! cached entries, so that the check costs nothing when all is well.
+//! Rule: a frame's use only changes while no CPU's TLB or paging-structure cache names the frame, as far as the CPU could
+//! use what it has cached. `names` counts those cached entries, so that the check costs nothing when all is well; `lives`
+//! tells an entry cached in an earlier use of the frame from one of this use, wherever it comes to light.
 
 use super::slot::SimSlot;
 use crate::address::Pfn;
@@ -26,6 +27,7 @@ pub(super) struct PhysicalMemory<S> {
     frames: Box<[Frame<S>]>,
     uses: Box<[AtomicU8]>,
     names: Box<[AtomicU32]>,
+    lives: Box<[AtomicU32]>,
 }
 
 impl<S: EntrySlot> PhysicalMemory<S> {
@@ -36,6 +38,7 @@ impl<S: EntrySlot> PhysicalMemory<S> {
             frames: (0..count).map(|_| Frame(std::array::from_fn(|_| SimSlot::new(GARBAGE)))).collect(),
             uses: (0..count).map(|_| AtomicU8::new(encode(None))).collect(),
             names: (0..count).map(|_| AtomicU32::new(0)).collect(),
+            lives: (0..count).map(|_| AtomicU32::new(0)).collect(),
         }
     }
 
@@ -88,10 +91,23 @@ impl<S: EntrySlot> PhysicalMemory<S> {
         decode(self.uses[index].swap(encode(Some(to)), Ordering::AcqRel))
     }
 
+    /// The use the frame has had so far ends.
+    pub(super) fn end_life(&self, pfn: Pfn) {
+        if let Some(index) = self.index(pfn) {
+            // SeqCst, with the count of names: whoever ends a life sees who names the frame, or that one sees the end.
+            self.lives[index].fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// How often the frame's use has ended.
+    pub(super) fn lives(&self, pfn: Pfn) -> u64 {
+        self.index(pfn).map_or(0, |index| u64::from(self.lives[index].load(Ordering::SeqCst)))
+    }
+
     /// A CPU has begun to cache an entry that names the frame.
     pub(super) fn name(&self, pfn: Pfn) {
         if let Some(index) = self.index(pfn) {
-            self.names[index].fetch_add(1, Ordering::AcqRel);
+            self.names[index].fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -104,7 +120,7 @@ impl<S: EntrySlot> PhysicalMemory<S> {
 
     /// Whether any CPU caches an entry that names the frame.
     pub(super) fn is_named(&self, pfn: Pfn) -> bool {
-        self.index(pfn).is_some_and(|index| self.names[index].load(Ordering::Acquire) != 0)
+        self.index(pfn).is_some_and(|index| self.names[index].load(Ordering::SeqCst) != 0)
     }
 
     /// The frames in use as tables.

@@ -1,24 +1,46 @@
 //! A CPU's TLB and paging-structure caches: what it may still translate, whatever the tables say by now.
 //!
 //! Rule: entries stay until a flush the architecture defines (spec 8.5), or a random eviction; nothing else may be relied
-//! upon to drop them. Every entry names a frame, and memory keeps count of the names.
+//! upon to drop them. Each is tagged with the ASID it was cached under, and only those of the current ASID are used. Each of
+//! these names a frame, and memory keeps count of the names; the others do not, since whoever loads their ASID again has to
+//! know whether they are still right.
 
 use super::memory::PhysicalMemory;
 use super::violation::Cached;
 use super::walk::hw;
 use crate::address::{Pfn, VirtAddr, VirtRange};
 use crate::config::{PAGE_SHIFT, PAGE_SIZE};
+use crate::machine::PgdLoad;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
-/// What is cached: for each level and address prefix the entry found there, with the rights of the levels above folded
-/// in. In the TLB the level is that of a leaf, in the paging-structure cache that of an entry that points to a table.
-type Cache = BTreeMap<(Level, u64), Entry>;
+/// What is cached: for each ASID, level and address prefix the entry found there. In the TLB the level is that of a leaf,
+/// in the paging-structure cache that of an entry that points to a table.
+type Cache = BTreeMap<Key, Kept>;
+
+/// The kernel's own table has an ASID of its own; nothing is ever cached under it, since its user half is empty.
+const KERNEL: u8 = u8::MAX;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    asid: u8,
+    level: Level,
+    prefix: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Kept {
+    /// As found, with the rights of the levels above folded in.
+    entry: Entry,
+    /// Uses that the frames it names had had by then.
+    lives: u64,
+}
 
 /// The caches of one CPU.
 pub(super) struct Mmu<Mode> {
     top: Option<Pfn>,
+    asid: u8,
     tlb: Cache,
     tables: Cache,
     mode: PhantomData<fn() -> Mode>,
@@ -26,7 +48,7 @@ pub(super) struct Mmu<Mode> {
 
 impl<Mode: PagingMode> Mmu<Mode> {
     pub(super) fn new() -> Self {
-        Self { top: None, tlb: Cache::new(), tables: Cache::new(), mode: PhantomData }
+        Self { top: None, asid: KERNEL, tlb: Cache::new(), tables: Cache::new(), mode: PhantomData }
     }
 
     /// The loaded top table.
@@ -34,20 +56,63 @@ impl<Mode: PagingMode> Mmu<Mode> {
         self.top
     }
 
-    /// Loads a top table. Drops everything: there are no global translations in the user half.
-    pub(super) fn load<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, top: Option<Pfn>) {
-        self.flush_all(memory);
+    /// Loads a top table; there are no global translations in the user half. Unless translations are `tagged`, it drops
+    /// everything. Returns what is kept and has had another use since: for which address, and where it leads.
+    pub(super) fn load<S: EntrySlot>(
+        &mut self,
+        memory: &PhysicalMemory<S>,
+        load: PgdLoad,
+        tagged: bool,
+    ) -> Vec<(VirtAddr, Pfn)> {
+        let (top, asid, keep) = match load {
+            PgdLoad::Kernel => (None, KERNEL, false),
+            PgdLoad::User { pgd, asid, keep } => (Some(pgd), asid.0, keep && tagged),
+        };
+        if !tagged {
+            self.flush_all(memory);
+        }
+        self.named().for_each(|pfn| memory.unname(pfn));
+        self.asid = asid;
+        if !keep {
+            self.tlb.retain(|key, _| key.asid != asid);
+            self.tables.retain(|key, _| key.asid != asid);
+        }
+        self.named().for_each(|pfn| memory.name(pfn));
         if let Some(new) = top {
             memory.name(new);
         }
         if let Some(old) = std::mem::replace(&mut self.top, top) {
             memory.unname(old);
         }
+        let leaves =
+            self.loaded(&self.tlb).filter(|(key, kept)| lives::<Mode, S>(memory, key, kept.entry) != kept.lives);
+        let tables = self.loaded(&self.tables).filter(|(_, kept)| memory.lives(hw::pfn(kept.entry)) != kept.lives);
+        leaves.chain(tables).map(|(key, kept)| (start::<Mode>(key), hw::pfn(kept.entry))).collect()
+    }
+
+    /// What is cached under the current ASID.
+    fn loaded<'a>(&self, cache: &'a Cache) -> impl Iterator<Item = (Key, Kept)> + use<'a, Mode> {
+        let asid = self.asid;
+        cache.iter().map(|(key, kept)| (*key, *kept)).filter(move |(key, _)| key.asid == asid)
+    }
+
+    /// The frames that entries of the current ASID name, as often as they do.
+    fn named(&self) -> impl Iterator<Item = Pfn> {
+        let leaves = self.loaded(&self.tlb).flat_map(|(key, kept)| frames::<Mode>(key.level, kept.entry));
+        leaves.chain(self.loaded(&self.tables).map(|(_, kept)| hw::pfn(kept.entry)))
     }
 
     /// The cached translation of `address`, and the level of its leaf.
     pub(super) fn translation(&self, address: VirtAddr) -> Option<(Level, Entry)> {
-        leaf_levels::<Mode>().find_map(|level| Some((level, *self.tlb.get(&key::<Mode>(level, address))?)))
+        leaf_levels::<Mode>().find_map(|level| Some((level, self.tlb.get(&self.key(level, address))?.entry)))
+    }
+
+    /// Whether the cached translation of `address` is from before the frames it names came to their present use.
+    pub(super) fn is_stale<S: EntrySlot>(&self, memory: &PhysicalMemory<S>, address: VirtAddr) -> bool {
+        leaf_levels::<Mode>().any(|level| {
+            let key = self.key(level, address);
+            self.tlb.get(&key).is_some_and(|kept| lives::<Mode, S>(memory, &key, kept.entry) != kept.lives)
+        })
     }
 
     /// The level of a cached translation that reaches into what a leaf of `level` at `address` translates and is of another
@@ -56,13 +121,17 @@ impl<Mode: PagingMode> Mmu<Mode> {
         let start = address.0 & !(Mode::entry_span(level) - 1);
         let span = VirtRange { start: VirtAddr(start), end: VirtAddr(start + Mode::entry_span(level)) };
         let sizes = leaf_levels::<Mode>().filter(|other| *other != level);
-        let bounds = |other| (key::<Mode>(other, span.start), key::<Mode>(other, VirtAddr(span.end.0 - 1)));
-        sizes.map(bounds).find_map(|(first, last)| self.tlb.range(first..=last).next()).map(|(key, _)| key.0)
+        let bounds = |other| (self.key(other, span.start), self.key(other, VirtAddr(span.end.0 - 1)));
+        sizes.map(bounds).find_map(|(first, last)| self.tlb.range(first..=last).next()).map(|(key, _)| key.level)
     }
 
     /// The cached entry closest to the leaf that points to a table on the way to `address`.
     pub(super) fn table(&self, address: VirtAddr) -> Option<(Level, Entry)> {
-        table_levels::<Mode>().find_map(|level| Some((level, *self.tables.get(&key::<Mode>(level, address))?)))
+        table_levels::<Mode>().find_map(|level| Some((level, self.tables.get(&self.key(level, address))?.entry)))
+    }
+
+    fn key(&self, level: Level, address: VirtAddr) -> Key {
+        Key { asid: self.asid, level, prefix: address.0 >> Mode::shift(level) }
     }
 
     pub(super) fn cache_translation<S: EntrySlot>(
@@ -72,9 +141,10 @@ impl<Mode: PagingMode> Mmu<Mode> {
         address: VirtAddr,
         entry: Entry,
     ) {
-        let old = self.tlb.insert(key::<Mode>(level, address), entry);
+        let key = self.key(level, address);
+        let old = self.tlb.insert(key, Kept { entry, lives: lives::<Mode, S>(memory, &key, entry) });
         frames::<Mode>(level, entry).for_each(|pfn| memory.name(pfn));
-        old.into_iter().flat_map(|old| frames::<Mode>(level, old)).for_each(|pfn| memory.unname(pfn));
+        old.into_iter().flat_map(|old| frames::<Mode>(level, old.entry)).for_each(|pfn| memory.unname(pfn));
     }
 
     pub(super) fn cache_table<S: EntrySlot>(
@@ -85,33 +155,37 @@ impl<Mode: PagingMode> Mmu<Mode> {
         entry: Entry,
     ) {
         memory.name(hw::pfn(entry));
-        if let Some(old) = self.tables.insert(key::<Mode>(level, address), entry) {
-            memory.unname(hw::pfn(old));
+        let kept = Kept { entry, lives: memory.lives(hw::pfn(entry)) };
+        if let Some(old) = self.tables.insert(self.key(level, address), kept) {
+            memory.unname(hw::pfn(old.entry));
         }
     }
 
     /// What a page fault at `address` drops: its translation and the tables used for it.
     pub(super) fn drop_faulting<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, address: VirtAddr) {
         for level in leaf_levels::<Mode>() {
-            self.evict_translation(memory, key::<Mode>(level, address));
+            self.evict_translation(memory, self.key(level, address));
         }
         for level in table_levels::<Mode>() {
-            self.evict_table(memory, key::<Mode>(level, address));
+            self.evict_table(memory, self.key(level, address));
         }
     }
 
-    /// INVLPG for every page of `range`: their translations, and all of the paging-structure cache.
-    pub(super) fn flush_range<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, range: VirtRange) {
-        let hit: Vec<_> = self.tlb.keys().filter(|key| overlaps::<Mode>(**key, range)).copied().collect();
-        hit.into_iter().for_each(|key| self.evict_translation(memory, key));
+    /// INVLPG once every `stride` bytes of `range`: the translations it meets, and all of the paging-structure cache.
+    pub(super) fn flush_range<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, range: VirtRange, stride: u64) {
+        let first = range.start.0 & !(stride - 1);
+        for address in (first..range.end.0).step_by(stride as usize) {
+            for level in leaf_levels::<Mode>() {
+                self.evict_translation(memory, self.key(level, VirtAddr(address)));
+            }
+        }
         self.flush_tables(memory);
     }
 
-    /// A load of CR3.
+    /// Everything of the current ASID.
     pub(super) fn flush_all<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>) {
-        while let Some((key, _)) = self.tlb.first_key_value() {
-            self.evict_translation(memory, *key);
-        }
+        let keys: Vec<_> = self.loaded(&self.tlb).map(|(key, _)| key).collect();
+        keys.into_iter().for_each(|key| self.evict_translation(memory, key));
         self.flush_tables(memory);
     }
 
@@ -126,52 +200,55 @@ impl<Mode: PagingMode> Mmu<Mode> {
         }
     }
 
-    /// An address that a cached translation or table covers, the `choice`-th modulo their number.
+    /// An address that a cached translation or table of the current ASID covers, the `choice`-th modulo their number.
     pub(super) fn known_address(&self, choice: usize) -> Option<VirtAddr> {
-        let all = self.tlb.len() + self.tables.len();
-        let key = self.tlb.keys().chain(self.tables.keys()).nth(choice.checked_rem(all)?)?;
-        Some(start::<Mode>(*key))
+        let keys = || self.loaded(&self.tlb).chain(self.loaded(&self.tables)).map(|(key, _)| key);
+        keys().nth(choice.checked_rem(keys().count())?).map(start::<Mode>)
     }
 
-    /// Every cached translation: first address, level of the leaf, entry.
+    /// Every cached translation of the current ASID: first address, level of the leaf, entry.
     pub(super) fn translations(&self) -> impl Iterator<Item = (VirtAddr, Level, Entry)> {
-        self.tlb.iter().map(|(key, entry)| (start::<Mode>(*key), key.0, *entry))
+        self.loaded(&self.tlb).map(|(key, kept)| (start::<Mode>(key), key.level, kept.entry))
     }
 
     /// Those that reach into `range`.
     pub(super) fn translations_in(&self, range: VirtRange) -> impl Iterator<Item = (VirtAddr, Level, Entry)> {
-        self.translations()
-            .filter(move |(start, level, _)| overlaps::<Mode>((*level, start.0 >> Mode::shift(*level)), range))
+        self.translations().filter(move |(start, level, _)| {
+            start.0 < range.end.0 && range.start.0 < start.0 + Mode::entry_span(*level)
+        })
     }
 
-    /// As what the CPU still knows frame `pfn`.
+    /// As what the CPU still knows frame `pfn`: first as what its walker would use on its own account.
     pub(super) fn knows(&self, pfn: Pfn) -> Option<Cached> {
         if self.top == Some(pfn) {
             return Some(Cached::Top);
         }
-        let translation = self.tlb.iter().find(|(key, entry)| frames::<Mode>(key.0, **entry).any(|named| named == pfn));
-        if let Some((key, _)) = translation {
-            return Some(Cached::Translation(start::<Mode>(*key)));
+        if let Some((key, _)) = self.loaded(&self.tables).find(|(_, kept)| hw::pfn(kept.entry) == pfn) {
+            return Some(Cached::Table(key.level, start::<Mode>(key)));
         }
-        let table = self.tables.iter().find(|(_, entry)| hw::pfn(**entry) == pfn);
-        table.map(|(key, _)| Cached::Table(key.0, start::<Mode>(*key)))
+        let names = |key: &Key, entry| frames::<Mode>(key.level, entry).any(|named| named == pfn);
+        let translation = self.loaded(&self.tlb).find(|(key, kept)| names(key, kept.entry));
+        translation.map(|(key, _)| Cached::Translation(start::<Mode>(key)))
     }
 
     fn flush_tables<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>) {
-        while let Some((key, _)) = self.tables.first_key_value() {
-            self.evict_table(memory, *key);
+        let keys: Vec<_> = self.loaded(&self.tables).map(|(key, _)| key).collect();
+        keys.into_iter().for_each(|key| self.evict_table(memory, key));
+    }
+
+    fn evict_translation<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, key: Key) {
+        if let Some(kept) = self.tlb.remove(&key)
+            && key.asid == self.asid
+        {
+            frames::<Mode>(key.level, kept.entry).for_each(|pfn| memory.unname(pfn));
         }
     }
 
-    fn evict_translation<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, key: (Level, u64)) {
-        if let Some(entry) = self.tlb.remove(&key) {
-            frames::<Mode>(key.0, entry).for_each(|pfn| memory.unname(pfn));
-        }
-    }
-
-    fn evict_table<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, key: (Level, u64)) {
-        if let Some(entry) = self.tables.remove(&key) {
-            memory.unname(hw::pfn(entry));
+    fn evict_table<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, key: Key) {
+        if let Some(kept) = self.tables.remove(&key)
+            && key.asid == self.asid
+        {
+            memory.unname(hw::pfn(kept.entry));
         }
     }
 }
@@ -186,17 +263,13 @@ fn table_levels<Mode: PagingMode>() -> impl Iterator<Item = Level> {
     [Level::Pmd, Level::Pud, Level::P4d, Level::Pgd].into_iter().filter(|level| *level <= Mode::TOP)
 }
 
-fn key<Mode: PagingMode>(level: Level, address: VirtAddr) -> (Level, u64) {
-    (level, address.0 >> Mode::shift(level))
+fn start<Mode: PagingMode>(key: Key) -> VirtAddr {
+    VirtAddr(key.prefix << Mode::shift(key.level))
 }
 
-fn start<Mode: PagingMode>(key: (Level, u64)) -> VirtAddr {
-    VirtAddr(key.1 << Mode::shift(key.0))
-}
-
-fn overlaps<Mode: PagingMode>(key: (Level, u64), range: VirtRange) -> bool {
-    let first = start::<Mode>(key).0;
-    first < range.end.0 && range.start.0 < first + Mode::entry_span(key.0)
+/// Uses that the frames of a leaf have had, taken together.
+fn lives<Mode: PagingMode, S: EntrySlot>(memory: &PhysicalMemory<S>, key: &Key, leaf: Entry) -> u64 {
+    frames::<Mode>(key.level, leaf).map(|pfn| memory.lives(pfn)).sum()
 }
 
 /// The frames a leaf maps.

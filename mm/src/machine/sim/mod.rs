@@ -30,8 +30,8 @@ pub use slot::{SimMode, SimSlot};
 pub use user::User;
 pub use violation::{Cached, SimViolation};
 
-use super::{FrameUse, LocalFlush, Machine, WaitingRule};
-use crate::address::{Pfn, VirtRange};
+use super::{FrameUse, LocalFlush, Machine, PgdLoad, WaitingRule};
+use crate::address::{Pfn, VirtAddr, VirtRange};
 use crate::cpu::{CpuId, CpuSet, Cpus};
 use crate::page::MemMap;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
@@ -106,11 +106,12 @@ impl<Mode: PagingMode> Sim<Mode> {
         self.state.memmap
     }
 
-    /// Complains if a CPU that has `top` loaded can still translate an address of `range` (I29).
+    /// Complains if a CPU that has `top` loaded, and not lazily, can still translate an address of `range` (I29).
     pub fn assert_no_translation(self, top: Pfn, range: VirtRange) {
         for cpu in &self.state.cpus {
             let mmu = cpu.mmu();
-            let left: Vec<_> = mmu.translations_in(range).filter(|_| mmu.top() == Some(top)).collect();
+            let in_use = mmu.top() == Some(top) && !self.state.locals.of(cpu.id()).tlb.is_lazy();
+            let left: Vec<_> = mmu.translations_in(range).filter(|_| in_use).collect();
             drop(mmu);
             for (address, _, entry) in left {
                 let pfn = walk::hw::pfn(entry);
@@ -120,9 +121,9 @@ impl<Mode: PagingMode> Sim<Mode> {
     }
 
     /// Complains if a CPU's cached translation leads elsewhere, or allows more, than the tables say. Only when no change
-    /// of any table is under way.
+    /// of any table is under way. What a lazy CPU has cached, or any CPU of an address space not loaded, may be old.
     pub fn assert_coherent(self) {
-        for cpu in &self.state.cpus {
+        for cpu in self.state.cpus.iter().filter(|cpu| !self.state.locals.of(cpu.id()).tlb.is_lazy()) {
             let mmu = cpu.mmu();
             let cached: Vec<_> = mmu.translations().collect();
             let Some(top) = mmu.top() else { continue };
@@ -140,8 +141,14 @@ impl<Mode: PagingMode> Sim<Mode> {
         }
     }
 
+    /// The frame that the CPU this thread runs as has cached `address` to lead to.
+    pub fn translation_of(self, address: VirtAddr) -> Option<Pfn> {
+        let (level, leaf) = self.me().mmu().translation(address)?;
+        Some(mmu::frame_of::<Mode>(level, leaf, address))
+    }
+
     /// The entry the tables below `top` hold for `address` right now, as a walker sees it; `None` if not present.
-    pub fn peek(self, top: Pfn, address: crate::address::VirtAddr) -> Option<Entry> {
+    pub fn peek(self, top: Pfn, address: VirtAddr) -> Option<Entry> {
         walk::peek::<Mode>(&self.state.memory, top, address).map(|(_, entry)| entry)
     }
 
@@ -287,19 +294,28 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
 
     fn fill_kernel_entries(&self, _top: &[SimSlot<Mode::Slot>]) {}
 
-    fn load_pgd(self, pgd: Option<Pfn>) {
+    fn asids(self) -> usize {
+        self.state.config.asids
+    }
+
+    fn load_pgd(self, load: PgdLoad) {
         self.passes();
-        if let Some(pgd) = pgd {
+        if let PgdLoad::User { pgd, .. } = load {
             self.state.expect_use(pgd, FrameUse::Table);
         }
-        self.me().mmu().load(&self.state.memory, pgd);
+        let tagged = self.state.config.asids > 1;
+        let cpu = self.me();
+        let stale = cpu.mmu().load(&self.state.memory, load, tagged);
+        for (address, pfn) in stale {
+            self.state.report(SimViolation::KeptStale { cpu: cpu.id(), address, pfn });
+        }
     }
 
     fn flush_local(self, flush: LocalFlush) {
         self.passes();
         let mut mmu = self.me().mmu();
         match flush {
-            LocalFlush::Range(range) => mmu.flush_range(&self.state.memory, range),
+            LocalFlush::Range { range, stride } => mmu.flush_range(&self.state.memory, range, stride),
             LocalFlush::AddressSpace => mmu.flush_all(&self.state.memory),
         }
     }

@@ -169,10 +169,14 @@ impl<Mode: PagingMode> State<Mode> {
         if !is_expected {
             self.report(SimViolation::WrongTransition { pfn, from, to });
         }
+        self.memory.end_life(pfn);
         if self.memory.is_named(pfn) {
             for cpu in &self.cpus {
+                let uses_translations = self.uses_translations(cpu);
                 let cached: Option<Cached> = cpu.mmu().knows(pfn);
-                if let Some(cached) = cached {
+                if let Some(cached) = cached
+                    && (uses_translations || !matches!(cached, Cached::Translation(_)))
+                {
                     self.report(SimViolation::RetiredWhileCached { pfn, becomes: to, cpu: cpu.id(), cached });
                 }
             }
@@ -182,6 +186,12 @@ impl<Mode: PagingMode> State<Mode> {
             self.memory.fill_with_garbage(pfn);
         }
         self.memory.set_use(pfn, to);
+    }
+
+    /// Whether a translation that `cpu` has cached could be used. A lazy CPU's are not, and one that stops being lazy does
+    /// so with interrupts off, and looks for what it has missed before they come on; if it does not, the next use tells.
+    pub(super) fn uses_translations(&self, cpu: &SimCpu<Mode>) -> bool {
+        !self.locals.of(cpu.id()).tlb.is_lazy() && cpu.irqs()
     }
 
     fn check_unmapped(&self, pfn: Pfn) {

@@ -7,8 +7,9 @@ mod violations;
 use super::{Sim, SimConfig, SimMachine, SimViolation};
 use crate::address::{Pfn, VirtAddr, VirtRange};
 use crate::cpu::CpuId;
-use crate::machine::{FrameUse, Machine};
+use crate::machine::{FrameUse, Machine, PgdLoad};
 use crate::pgtable::Tiny;
+use crate::tlb::Asid;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const CPU0: CpuId = CpuId(0);
@@ -51,7 +52,7 @@ impl Rig {
             }
             sim.note_frame(top, FrameUse::Table);
             sim.note_frame(table, FrameUse::Table);
-            sim.load_pgd(Some(top));
+            load(sim, top);
         });
         let rig = Self { machine, top, table, page, neighbour };
         rig.set_pmd(table.address() | RW);
@@ -105,6 +106,11 @@ impl Rig {
     fn caught(&self) -> Vec<SimViolation> {
         self.machine.take_violations()
     }
+}
+
+/// Loads a top table; drops what was cached.
+fn load(sim: Sim<Tiny>, pgd: Pfn) {
+    sim.load_pgd(PgdLoad::User { pgd, asid: Asid(0), keep: false });
 }
 
 fn range(start: u64, end: u64) -> VirtRange {

@@ -77,13 +77,14 @@ where
             cpu.touched(address);
             let mut mmu = cpu.mmu();
             let outcome = walk::translate(&state.memory, &mut mmu, address, write);
+            let is_stale = mmu.is_stale(&state.memory, address);
             if outcome.is_err() {
                 mmu.drop_faulting(&state.memory, address);
             }
             drop(mmu);
             match outcome {
                 // No interrupt is taken between translation and access, so no flush can come between them either.
-                Ok(pfn) => return Ok(operation(self.word(pfn, address).hardware())),
+                Ok(pfn) => return Ok(operation(self.word(pfn, address, is_stale).hardware())),
                 Err(WalkError::NotATable(pfn)) => {
                     state.report(SimViolation::WalkThroughNonTable { cpu: cpu.id(), address, pfn });
                 }
@@ -98,9 +99,9 @@ where
         panic!("{address:?} still faults after {FAULT_LIMIT} rounds");
     }
 
-    fn word(&self, pfn: Pfn, address: VirtAddr) -> &'static SimSlot<Mode::Slot> {
+    fn word(&self, pfn: Pfn, address: VirtAddr, is_stale: bool) -> &'static SimSlot<Mode::Slot> {
         let state = self.machine.state;
-        if state.memory.frame_use(pfn) != Some(FrameUse::Data) {
+        if is_stale || state.memory.frame_use(pfn) != Some(FrameUse::Data) {
             let cpu = self.machine.me().id();
             state.report(SimViolation::StaleTranslation { cpu, address, pfn });
         }

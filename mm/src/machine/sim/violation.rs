@@ -9,7 +9,7 @@ use std::fmt;
 /// A broken rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SimViolation {
-    /// A user access went through a cached translation to a frame that no longer holds data (I29).
+    /// A user access went through a cached translation to a frame that no longer holds data, or other data (I29).
     StaleTranslation {
         /// Who accessed.
         cpu: CpuId,
@@ -28,6 +28,15 @@ pub enum SimViolation {
         cached: Level,
         /// The level of the leaf just found.
         found: Level,
+    },
+    /// A load of a top table kept what was cached of a frame that has had another use since (I31).
+    KeptStale {
+        /// Who loaded.
+        cpu: CpuId,
+        /// Which address the cached entry is about.
+        address: VirtAddr,
+        /// Where it leads.
+        pfn: Pfn,
     },
     /// A walk went through a frame that is not a table, or not any more (spec 8.1).
     WalkThroughNonTable {

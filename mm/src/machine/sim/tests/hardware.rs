@@ -1,6 +1,6 @@
 //! That the machine does what hardware may do: walks, caches, A and D bits, speculation.
 
-use super::{ACCESSED, CPU0, DIRTY, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, range};
+use super::{ACCESSED, CPU0, DIRTY, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, load, range};
 use crate::address::VirtAddr;
 use crate::machine::sim::SimConfig;
 use crate::machine::{FrameUse, LocalFlush, Machine};
@@ -59,7 +59,7 @@ fn a_large_leaf_maps_all_its_pages() {
     assert_eq!(rig.pmd(), rig.page.address() | RW | LARGE | ACCESSED | DIRTY);
     // One flush of any page of it drops it whole.
     rig.set_pmd(0);
-    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range(range(0x3000, 0x4000))));
+    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range { range: range(0x3000, 0x4000), stride: 0x1000 }));
     assert_eq!(rig.read(VA), Err(Unhandled(VA, false)));
 }
 
@@ -88,7 +88,7 @@ fn a_cached_translation_outlives_its_entry_until_it_is_flushed() {
     rig.write(VA, 7).unwrap();
     rig.set_pte(VA, 0);
     assert_eq!(rig.read(VA), Ok(7), "hardware need not look at the table again");
-    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range(range(0x1000, 0x2000))));
+    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range { range: range(0x1000, 0x2000), stride: 0x1000 }));
     assert_eq!(rig.read(VA), Err(Unhandled(VA, false)));
 }
 
@@ -99,7 +99,7 @@ fn a_cached_table_outlives_its_entry_until_any_page_is_flushed() {
     rig.set_pmd(0);
     assert_eq!(rig.read(NEIGHBOUR), Ok(0), "the walk starts at the cached table");
     // INVLPG drops the whole paging-structure cache, and of translations only its own page's (spec 8.5).
-    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range(range(0x2000, 0x3000))));
+    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range { range: range(0x2000, 0x3000), stride: 0x1000 }));
     assert_eq!(rig.read(NEIGHBOUR), Err(Unhandled(NEIGHBOUR, false)));
     assert_eq!(rig.read(VA), Ok(0));
 }
@@ -110,7 +110,7 @@ fn a_flush_of_the_address_space_or_a_load_of_the_top_table_drops_everything() {
         let rig = Rig::strict();
         rig.read(VA).unwrap();
         rig.set_pmd(0);
-        rig.on(CPU0, |sim| if flush { sim.flush_local(LocalFlush::AddressSpace) } else { sim.load_pgd(Some(rig.top)) });
+        rig.on(CPU0, |sim| if flush { sim.flush_local(LocalFlush::AddressSpace) } else { load(sim, rig.top) });
         assert_eq!(rig.read(VA), Err(Unhandled(VA, false)));
     }
 }
@@ -176,7 +176,7 @@ fn increments_of_all_cpus_arrive() {
     let rig = Rig::new(SimConfig::racy(16, 2, 3));
     rig.sim().run_all(|_| {
         let sim = rig.sim();
-        sim.load_pgd(Some(rig.top));
+        load(sim, rig.top);
         let mut user = sim.user(|address, write| Err(Unhandled(address, write)));
         for _ in 0..2_000 {
             user.fetch_add(VA, 1).unwrap();

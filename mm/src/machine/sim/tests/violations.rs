@@ -1,9 +1,9 @@
 //! That each violation can be provoked, and is named.
 
-use super::{CPU0, CPU1, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, panic_of, range};
+use super::{CPU0, CPU1, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, load, panic_of, range};
 use crate::address::{Pfn, VirtAddr};
 use crate::machine::sim::{Cached, SimViolation};
-use crate::machine::{FrameUse, LocalFlush, Machine};
+use crate::machine::{FrameUse, LocalFlush, Machine, PgdLoad};
 use crate::pgtable::Level;
 
 #[test]
@@ -57,7 +57,7 @@ fn nothing_is_caught_when_a_table_is_unhooked_flushed_and_freed_in_that_order() 
         rig.set_pte(VA, 0);
         rig.set_pte(NEIGHBOUR, 0);
         rig.set_pmd(0);
-        sim.flush_local(LocalFlush::Range(range(0x1000, 0x3000)));
+        sim.flush_local(LocalFlush::Range { range: range(0x1000, 0x3000), stride: 0x1000 });
         for pfn in [rig.page, rig.neighbour, rig.table] {
             sim.note_frame(pfn, FrameUse::Free);
         }
@@ -93,9 +93,9 @@ fn a_frame_used_as_what_it_is_not_is_caught() {
     rig.on(CPU0, |sim| {
         sim.map_table(page, Level::Pte);
         assert_eq!(rig.caught(), [SimViolation::NotATable { pfn: page }]);
-        sim.load_pgd(Some(page));
+        load(sim, page);
         assert_eq!(rig.caught(), [SimViolation::NotATable { pfn: page }]);
-        sim.load_pgd(None);
+        sim.load_pgd(PgdLoad::Kernel);
         sim.copy_frame(table, page);
         assert_eq!(rig.caught(), [SimViolation::NotData { pfn: table }]);
         sim.zero_frame(table);
@@ -174,7 +174,7 @@ fn nothing_is_caught_when_the_size_changes_with_a_flush_between() {
     rig.read(NEIGHBOUR).unwrap();
     rig.on(CPU0, |sim| {
         rig.set_pmd(1 << 7 | 1 << 10);
-        sim.flush_local(LocalFlush::Range(range(0, 0x4000)));
+        sim.flush_local(LocalFlush::Range { range: range(0, 0x4000), stride: 0x1000 });
         // The same four frames in one piece.
         rig.set_pmd(rig.top.address() | RW | 1 << 7);
     });

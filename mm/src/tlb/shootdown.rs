@@ -1,0 +1,134 @@
+//! Asking other CPUs to flush, and waiting until all have.
+//!
+//! A request lies in its initiator's block. The initiator sets its own bit in each target's `pending`, interrupts it, and
+//! waits until every target has cleared its bit in the initiator's `unanswered`.
+//!
+//! Rule kept, the deaf-waiter rule (I24, I37, R27, R28): a flush starts with interrupts on, and its waiter answers other
+//! CPUs' requests while it waits.
+
+use super::MmTlb;
+use super::flush::{Request, apply};
+use crate::address::{VirtAddr, VirtRange};
+use crate::cpu::CpuSet;
+use crate::machine::Machine;
+use crate::stats::Counter;
+use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, const_new};
+
+/// A shootdown not answered for this long will never be.
+const ANSWER_LIMIT_NANOS: u64 = 60_000_000_000;
+
+/// One CPU's request to others, and others' to it.
+pub(super) struct Requests {
+    /// The request this CPU has out, and whose address space it is about. Written before the targets' `pending` bits,
+    /// which publish it, and not again before all of them have answered.
+    mm: AtomicPtr<MmTlb>,
+    start: AtomicU64,
+    end: AtomicU64,
+    stride: AtomicU64,
+    tlb_gen: AtomicU64,
+    /// Targets that have not answered this CPU's request.
+    unanswered: AtomicU64,
+    /// Initiators whose request this CPU has to serve.
+    pending: AtomicU64,
+}
+
+impl Requests {
+    const_new! {
+        pub(super) fn new() -> Self {
+            Self {
+                mm: AtomicPtr::new(core::ptr::null_mut()),
+                start: AtomicU64::new(0),
+                end: AtomicU64::new(0),
+                stride: AtomicU64::new(0),
+                tlb_gen: AtomicU64::new(0),
+                unanswered: AtomicU64::new(0),
+                pending: AtomicU64::new(0),
+            }
+        }
+    }
+
+    pub(super) fn unanswered(&self) -> CpuSet {
+        CpuSet(self.unanswered.load(Ordering::Relaxed))
+    }
+
+    /// Relaxed: published by the targets' `pending` bits.
+    fn write(&self, mm: &MmTlb, request: Request, targets: CpuSet) {
+        debug_assert!(self.unanswered().is_empty(), "two requests of one CPU");
+        self.mm.store(core::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
+        self.start.store(request.range.start.0, Ordering::Relaxed);
+        self.end.store(request.range.end.0, Ordering::Relaxed);
+        self.stride.store(request.stride, Ordering::Relaxed);
+        self.tlb_gen.store(request.tlb_gen, Ordering::Relaxed);
+        self.unanswered.store(targets.0, Ordering::Relaxed);
+    }
+
+    /// Relaxed: whoever reads has seen its `pending` bit.
+    fn read(&self) -> Request {
+        let address = |word: &AtomicU64| VirtAddr(word.load(Ordering::Relaxed));
+        Request {
+            range: VirtRange { start: address(&self.start), end: address(&self.end) },
+            stride: self.stride.load(Ordering::Relaxed),
+            tlb_gen: self.tlb_gen.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Publishes the request and interrupts the targets. [`await_answers`] follows.
+pub(super) fn post<M: Machine>(machine: M, mm: &MmTlb, request: Request, targets: CpuSet) {
+    debug_assert!(machine.irqs_enabled(), "a CPU that waits for answers must itself answer (I24, R28)");
+    let me = machine.cpu();
+    let local = machine.local();
+    local.tlb.requests.write(mm, request, targets);
+    local.stats.bump(Counter::ShootdownsSent);
+    for target in targets.iter() {
+        // Release: publishes the request; pairs with the swap in `service`.
+        machine.cpus().of(target).tlb.requests.pending.fetch_or(1 << me.0, Ordering::Release);
+        local.stats.bump(Counter::ShootdownTargets);
+        machine.send_flush_ipi(target);
+    }
+}
+
+/// Waits until every target has answered, serving other CPUs' requests meanwhile (R28).
+pub(super) fn await_answers<M: Machine>(machine: M) {
+    let requests = &machine.local().tlb.requests;
+    let per_pause = machine.waiting_rule().polls_per_pause.max(1);
+    let started = machine.now();
+    let mut polls: u32 = 0;
+    // Acquire: pairs with the answer in `service`; the targets' flushes are over when the caller goes on.
+    while requests.unanswered.load(Ordering::Acquire) != 0 {
+        // With interrupts off, so that this and the flush interrupt do not count over each other.
+        let irqs = machine.irq_save();
+        service(machine);
+        machine.irq_restore(irqs);
+        polls = polls.wrapping_add(1);
+        if polls.is_multiple_of(per_pause) {
+            machine.pause();
+            if machine.now().saturating_sub(started) > ANSWER_LIMIT_NANOS {
+                machine.stuck("TLB shootdown: a CPU does not answer");
+            }
+        }
+    }
+}
+
+/// Serves the flush requests of other CPUs that this one has pending. Called with interrupts off: by the flush interrupt,
+/// and by whoever waits for answers itself.
+pub fn service<M: Machine>(machine: M) {
+    let me = machine.cpu();
+    let local = machine.local();
+    let pending = &local.tlb.requests.pending;
+    if pending.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    // Acquire: the requests' contents; pairs with `post`.
+    let initiators = CpuSet(pending.swap(0, Ordering::Acquire));
+    for initiator in initiators.iter() {
+        let requests = &machine.cpus().of(initiator).tlb.requests;
+        // SAFETY: the initiator holds a reference to the address space until this CPU, among others, has answered.
+        if let Some(mm) = unsafe { requests.mm.load(Ordering::Relaxed).as_ref() } {
+            apply(machine, mm, requests.read());
+        }
+        local.stats.bump(Counter::FlushesServed);
+        // Release: the flush is over; pairs with `await_answers`. The request may be overwritten from here on.
+        requests.unanswered.fetch_and(!(1 << me.0), Ordering::Release);
+    }
+}

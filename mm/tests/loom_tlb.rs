@@ -1,0 +1,204 @@
+//! Models of the TLB protocol: the real code of `mm::tlb`, on CPUs whose TLBs forget nothing, with tables of one level.
+//!
+//! Each ends in the same check: once a flush has returned, no access finds what the tables said before it. When a flush has
+//! returned, `gone` says so at once, outside of what loom may reorder: it stands for the page's frame being used otherwise.
+#![cfg(loom)]
+
+mod loom_machine;
+
+use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use loom_machine::{Cpu, Model};
+use mm::address::{Pfn, VirtAddr, VirtRange};
+use mm::machine::Machine;
+use mm::pgtable::Level;
+use mm::sync::LockClass;
+use mm::sync::spin::SpinLock;
+use mm::sync::ticket::TicketLock;
+use mm::tlb::{self, MmTlb, TlbFlush};
+use std::sync::atomic::AtomicBool;
+
+/// What an entry says while it maps something.
+const MAPPED: u64 = 1;
+
+/// An address space of two pages.
+struct Space {
+    /// In place while the space moves.
+    tlb: Box<MmTlb>,
+    entries: [AtomicU64; 2],
+    gone: [AtomicBool; 2],
+    /// CPUs that will send no more flushes.
+    done: AtomicUsize,
+    lock: SpinLock<(), TicketLock>,
+}
+
+fn address(page: usize) -> VirtAddr {
+    VirtAddr(page as u64 * 0x1000)
+}
+
+impl Space {
+    fn new() -> Self {
+        Self {
+            tlb: Box::new(MmTlb::new(7, Pfn(0x100))),
+            entries: [AtomicU64::new(MAPPED), AtomicU64::new(MAPPED)],
+            gone: [AtomicBool::new(false), AtomicBool::new(false)],
+            done: AtomicUsize::new(0),
+            lock: SpinLock::new(()),
+        }
+    }
+
+    /// One that CPU 0 has loaded, with both pages cached.
+    fn loaded(cpu: Cpu) -> Self {
+        let space = Self::new();
+        space.load(cpu);
+        (0..2).for_each(|page| space.access(cpu, page));
+        space
+    }
+
+    fn load(&self, cpu: Cpu) {
+        // SAFETY: the address space outlives the machine's CPUs.
+        unsafe { tlb::switch(cpu, Some(&self.tlb)) };
+    }
+
+    fn leave(&self, cpu: Cpu) {
+        // SAFETY: as above.
+        unsafe { tlb::switch(cpu, None) };
+    }
+
+    fn access(&self, cpu: Cpu, page: usize) {
+        let gone = self.gone[page].load(Ordering::SeqCst);
+        let found = cpu.translate(address(page), || self.entries[page].load(Ordering::Relaxed));
+        assert!(!(gone && found == Some(MAPPED)), "page {page} is found after its flush");
+    }
+
+    fn unmap(&self, cpu: Cpu, page: usize, freed_tables: bool) {
+        self.entries[page].store(0, Ordering::Relaxed);
+        let range = VirtRange { start: address(page), end: address(page + 1) };
+        tlb::flush(cpu, &self.tlb, TlbFlush { range, stride: Level::Pte, freed_tables });
+        self.gone[page].store(true, Ordering::SeqCst);
+    }
+
+    /// This CPU sends no more flushes. It answers those of the `senders` others.
+    fn finish(&self, cpu: Cpu, senders: usize) {
+        self.done.fetch_add(1, Ordering::AcqRel);
+        while self.done.load(Ordering::Acquire) < senders {
+            cpu.pause();
+        }
+        (0..2).for_each(|page| self.access(cpu, page));
+    }
+}
+
+/// Two CPUs, with six ASIDs or none.
+fn model(tagged: bool) -> Model {
+    Model { asids: if tagged { 6 } else { 1 }, ..Model::new(2, 0) }
+}
+
+/// R23, I32: a CPU loads the address space while another flushes it. It comes back to what it had cached, which is kept
+/// if nobody has flushed since.
+#[test]
+fn switch_against_flush() {
+    for tagged in [true, false] {
+        model(tagged).run_on(
+            |cpu| {
+                let space = Space::loaded(cpu);
+                space.leave(cpu);
+                space
+            },
+            |space, cpu| {
+                if cpu.cpu().index() == 0 {
+                    space.load(cpu);
+                    space.access(cpu, 0);
+                } else {
+                    space.unmap(cpu, 0, false);
+                }
+                space.finish(cpu, 2);
+            },
+            |_, _| (),
+        );
+    }
+}
+
+/// R24, I31: two flushes reach a CPU in either order, one of them its own.
+#[test]
+fn generations_out_of_order() {
+    model(true).run_on(
+        Space::loaded,
+        |space, cpu| {
+            space.unmap(cpu, cpu.cpu().index(), false);
+            (0..2).for_each(|page| space.access(cpu, page));
+            space.finish(cpu, 2);
+        },
+        |_, _| (),
+    );
+}
+
+/// R26: a flush passes a lazy CPU by, which comes back at the same moment.
+#[test]
+fn return_from_lazy_against_flush() {
+    model(true).run_on(
+        Space::loaded,
+        |space, cpu| {
+            if cpu.cpu().index() == 0 {
+                tlb::enter_lazy(cpu);
+                space.load(cpu);
+                space.access(cpu, 0);
+            } else {
+                space.unmap(cpu, 0, false);
+            }
+            space.finish(cpu, 2);
+        },
+        |_, _| (),
+    );
+}
+
+/// R25, I33: after a flush that freed tables no CPU has them loaded lazily; what it had cached of them is out of reach.
+#[test]
+fn lazy_cpu_against_freed_tables() {
+    model(true).run_on(
+        Space::loaded,
+        |space, cpu| {
+            if cpu.cpu().index() == 0 {
+                tlb::enter_lazy(cpu);
+                cpu.pause();
+                // Its walker, not its thread.
+                space.access(cpu, 0);
+            } else {
+                space.unmap(cpu, 0, true);
+            }
+            space.finish(cpu, 2);
+        },
+        |_, _| (),
+    );
+}
+
+/// R28, I37: two CPUs flush each other at the same moment.
+#[test]
+fn mutual_shootdown() {
+    model(false).run_on(
+        Space::loaded,
+        |space, cpu| {
+            if cpu.cpu().index() == 1 {
+                space.load(cpu);
+            }
+            space.unmap(cpu, cpu.cpu().index(), false);
+            space.finish(cpu, 2);
+        },
+        |_, _| (),
+    );
+}
+
+/// R27, I24: a CPU waits for a page-table lock whose holder flushes it. It waits with interrupts on, halts included.
+#[test]
+fn a_waiter_for_a_lock_answers() {
+    model(false).run_on(
+        Space::loaded,
+        |space, cpu| {
+            let guard = space.lock.lock(cpu, LockClass::Pte);
+            if cpu.cpu().index() == 1 {
+                space.unmap(cpu, 0, false);
+            }
+            drop(guard);
+            space.finish(cpu, 2);
+        },
+        |_, _| (),
+    );
+}
