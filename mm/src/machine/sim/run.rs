@@ -61,7 +61,7 @@ impl<Mode: PagingMode> Sim<Mode> {
             outcome: Mutex::new(Outcome { busy: bodies.len(), panic: None }),
             changed: Condvar::new(),
         };
-        let failure = std::thread::scope(|scope| {
+        let failed = std::thread::scope(|scope| {
             for (cpu, body) in bodies {
                 let progress = &progress;
                 let thread = std::thread::Builder::new().name(format!("simulated {cpu:?}"));
@@ -70,8 +70,10 @@ impl<Mode: PagingMode> Sim<Mode> {
             }
             self.watch(&progress)
         });
-        if let Some(panic) = failure {
-            resume_unwind(panic);
+        if failed {
+            // The threads have ended, so each has told why it unwound.
+            let panic = lock(&progress.outcome).panic.take();
+            resume_unwind(panic.unwrap_or_else(|| Box::new(self.state.verdict().unwrap_or_default())));
         }
     }
 
@@ -102,15 +104,15 @@ impl<Mode: PagingMode> Sim<Mode> {
         }
     }
 
-    /// Waits until all CPUs are done, or have unwound because something went wrong; returns what.
-    fn watch(self, progress: &Progress) -> Option<Box<dyn Any + Send>> {
+    /// Waits until all CPUs are done, or have unwound because something went wrong; whether it has.
+    fn watch(self, progress: &Progress) -> bool {
         let mut outcome = lock(&progress.outcome);
         while outcome.busy != 0 && self.state.is_alive() {
             outcome = progress.changed.wait_timeout(outcome, GLANCE).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(outcome);
         if self.state.is_alive() {
-            return None;
+            return false;
         }
         self.state.ring_all();
         let failed_at = Instant::now();
@@ -121,7 +123,6 @@ impl<Mode: PagingMode> Sim<Mode> {
             }
             std::thread::sleep(GLANCE);
         }
-        let panic = lock(&progress.outcome).panic.take();
-        Some(panic.unwrap_or_else(|| Box::new(self.state.verdict().unwrap_or_default())))
+        true
     }
 }
