@@ -13,7 +13,7 @@ use crate::workload::crew;
 
 const PAGES: u64 = 64;
 /// Pages that all CPUs are made to collide on.
-const CONTESTED: u64 = 12;
+pub(super) const CONTESTED: u64 = 12;
 
 ktest! {
     /// All CPUs have a frame for the same untouched page and wait for the table's lock: one installs its frame, the others
@@ -111,7 +111,7 @@ ktest! {
 }
 
 /// Lets all CPUs increment each contested page at once: one holds the table's lock until all others wait for it.
-fn contest(t: &TestContext, mm: &MmRef) -> TestResult {
+pub(super) fn contest(t: &TestContext, mm: &MmRef) -> TestResult {
     let outcomes = crew::run(online(), &|member| {
         let _user = enter(mm);
         for number in 0..CONTESTED {

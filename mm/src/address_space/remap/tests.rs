@@ -9,7 +9,7 @@ use crate::machine::sim::{Sim, SimConfig};
 use crate::object::Object;
 use crate::pgtable::{FourLevel, Protection, pte_at};
 use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const CPUS: usize = 4;
 
@@ -136,6 +136,7 @@ fn every_allocation_of_a_move_may_fail() {
         let mut nth = 1;
         loop {
             let mm = numbered(&world, 0x1fc);
+            mm.mremap(pages(0x1fc, 0x204), pages(0x1fc, 0x205)).unwrap();
             world.settle();
             let before = (world.free_frames(), world.memory.page_tables());
             injection.fail_from(nth);
@@ -154,6 +155,7 @@ fn every_allocation_of_a_move_may_fail() {
             for number in 0x1fc..0x204 {
                 assert_eq!(process.fetch_add(page(number), 1), Ok(number), "allocation {nth}");
             }
+            assert_eq!(process.fetch_add(page(0x204), 1), Ok(0), "no fault succeeds any more");
             nth += 1;
         }
     });
@@ -211,49 +213,55 @@ fn moves_race_with_stores() {
     }
 }
 
-/// R19, I35: a walker sets D while an entry moves or loses a right. A page that was stored to has D at the end.
+/// R19, I35: walkers set D in an entry that just moves, and before in one that just loses the right to be stored to. A page
+/// that was stored to has D at the end: T1 takes the entry out by a load and a store, T2's walker sets D between the two.
 #[test]
 fn no_dirty_mark_is_lost() {
-    const PAGES: u64 = 32;
+    const PAGES: u64 = 96;
+    const FROM: u64 = 0x1d0;
+    const TO: u64 = 0x3e8;
+    const DAWDLE: u64 = 48;
     let mut stored = 0;
-    for seed in 0..12 {
-        let world: World<FourLevel> = World::new(SimConfig::racy(1024, CPUS, seed));
+    for seed in 0..4 {
+        let world: World<FourLevel> = World::new(SimConfig { delay: 3, ..SimConfig::racy(1024, CPUS, seed) });
         let mm = world.alone(|| {
             let mm = world.mm();
             let object = Object::create(world.memory, PAGES).unwrap();
-            mm.mmap(pages(0x1f0, 0x1f0 + PAGES), Protection::READ, Mapping::Object { object, first_page: 0 }).unwrap();
+            mm.mmap(pages(FROM, FROM + PAGES), Protection::READ, Mapping::Object { object, first_page: 0 }).unwrap();
             let process = Process::enter(&world, &mm);
-            (0..PAGES).for_each(|number| assert_eq!(process.read(page(0x1f0 + number)), Ok(0)));
+            (FROM..FROM + PAGES).for_each(|number| assert_eq!(process.read(page(number)), Ok(0)));
             // May be written from here on, and nobody has.
-            mm.mprotect(pages(0x1f0, 0x1f0 + PAGES), Protection::READ_WRITE).unwrap();
-            assert!((0..PAGES).all(|number| pte_at(&mm, page(0x1f0 + number)).is_some_and(|entry| !entry.is_dirty())));
+            mm.mprotect(pages(FROM, FROM + PAGES), Protection::READ_WRITE).unwrap();
+            assert!(
+                (FROM..FROM + PAGES).all(|number| pte_at(&mm, page(number)).is_some_and(|entry| !entry.is_dirty()))
+            );
             mm
         });
-        let places = [0x1f0, 0x3f8];
+        let meeting = Barrier::new(CPUS);
         world.machine.run_all(|cpu| {
             let process = Process::enter(&world, &mm);
-            if cpu.0 == 0 {
-                for turn in 0..6 {
-                    let [old, new] = [places[turn % 2], places[(turn + 1) % 2]].map(|at| pages(at, at + PAGES));
-                    mm.mremap(old, new).unwrap();
-                    mm.mprotect(new, Protection::READ).unwrap();
-                    mm.mprotect(new, Protection::READ_WRITE).unwrap();
-                }
-                return;
-            }
-            for number in (u64::from(cpu.0)..PAGES).step_by(CPUS - 1) {
-                for at in places {
-                    // Wherever the page is, or nowhere, or not to be written just now.
-                    let _ = process.write(page(at + number), 1);
+            for number in 0..PAGES {
+                meeting.wait(&world);
+                let (old, new) = (pages(FROM + number, FROM + number + 1), pages(TO + number, TO + number + 1));
+                match cpu.0 {
+                    0 if number % 2 == 0 => mm.mremap(old, new).unwrap(),
+                    0 => mm.mprotect(old, Protection::READ).unwrap(),
+                    // Before that, in its middle, or too late.
+                    _ => {
+                        let turns = (number * 7 + seed * 3 + u64::from(cpu.0) * 5) % DAWDLE;
+                        (0..turns).for_each(|_| world.machine.handle().pause());
+                        let _ = process.write(old.start, 1);
+                    }
                 }
             }
         });
         world.alone(|| {
             let process = Process::enter(&world, &mm);
             for number in 0..PAGES {
-                let entry = pte_at(&mm, page(places[0] + number)).unwrap();
-                if process.read(page(places[0] + number)) == Ok(1) {
+                let address = page(number + if number % 2 == 0 { TO } else { FROM });
+                if process.read(address) == Ok(1) {
                     stored += 1;
+                    let entry = pte_at(&mm, address).unwrap();
                     assert!(entry.is_dirty(), "page {number} was stored to and is not dirty");
                 }
             }
@@ -262,6 +270,25 @@ fn no_dirty_mark_is_lost() {
         });
     }
     assert!(stored > 0, "nobody has stored anything");
+}
+
+/// Where CPUs wait for each other, answering interrupts.
+struct Barrier {
+    members: usize,
+    arrived: AtomicUsize,
+}
+
+impl Barrier {
+    fn new(members: usize) -> Self {
+        Self { members, arrived: AtomicUsize::new(0) }
+    }
+
+    fn wait(&self, world: &World<FourLevel>) {
+        let turn = self.arrived.fetch_add(1, Ordering::AcqRel) / self.members;
+        while self.arrived.load(Ordering::Acquire) < (turn + 1) * self.members {
+            world.machine.handle().pause();
+        }
+    }
 }
 
 /// Runs `body` on every CPU and collects what each returns.

@@ -42,7 +42,7 @@ fn no_store_of_the_parent_is_lost() {
             let process = Process::enter(&world, &mm);
             if cpu.0 == 0 {
                 let mut last = None;
-                for _ in 0..12 {
+                for _ in 0..20 {
                     last = Some(mm.fork().unwrap());
                 }
                 drop(last);

@@ -1,0 +1,127 @@
+//! An address space is forked again and again while the other CPUs go on storing to it.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mm, MmRef, Object, enter, memory};
+use crate::smp::online;
+use crate::tests::support::{TABLE, add, frame_at, map_anonymous, map_object, pages, read, write};
+use crate::workload::crew::{self, Member};
+
+const FORKS: u64 = 12;
+
+/// Lets CPU 0 fork `mm` and judge each child, while every other CPU does `work` with the number of its turn, from 0. Returns
+/// how many turns all of them have had.
+fn fork_while(
+    mm: &MmRef,
+    work: &(dyn Fn(&Member<'_>, u64) -> TestResult + Sync),
+    judge: &(dyn Fn(&MmRef) -> TestResult + Sync),
+) -> Result<u64, Stop> {
+    let done = AtomicBool::new(false);
+    let outcomes = crew::run(online(), &|member| -> Result<u64, Stop> {
+        let _user = enter(mm);
+        if member.index > 0 {
+            let mut turns = 0;
+            while !done.load(Ordering::Relaxed) {
+                work(member, turns)?;
+                turns += 1;
+            }
+            return Ok(turns);
+        }
+        let mut outcome = Ok(0);
+        for _ in 0..FORKS {
+            outcome = mm.fork().map_err(Stop::from).and_then(|child| judge(&child)).map(|()| 0);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        outcome
+    })?;
+    outcomes.into_iter().sum()
+}
+
+ktest! {
+    /// R14: one CPU faults on a page the fork has shared and copies it, another stores to the old page through its TLB, the
+    /// first replaces that by its copy: the store would be gone. The parent's faults wait until the fork has flushed.
+    fn no_store_of_the_parent_is_lost(_t: &TestContext) {
+        const PAGES: u64 = 8;
+        let mm = Mm::create(memory())?;
+        let first = TABLE - PAGES / 2;
+        map_anonymous(&mm, pages(first, first + PAGES))?;
+        let turns = fork_while(
+            &mm,
+            &|_, turn| Ok(add(first + turn % PAGES, 1).map(|_| ())?),
+            &|_| Ok(()),
+        )?;
+        let _user = enter(&mm);
+        let mut found = 0;
+        for number in first..first + PAGES {
+            found += read(number)?;
+            if let Some(frame) = frame_at(&mm, number) {
+                let page = memory().memmap().page(frame);
+                ktest_assert!(page.refcount() == 1 || frame == memory().zero_page(), "a child's reference is left");
+            }
+        }
+        ktest_assert_eq!(found, turns);
+    }
+
+    /// R14: what a thread of the parent stored first is in the child if what it stored later is. `EARLY` is shared before
+    /// `LATE`, so a store to `EARLY` that could fault and go on would be missing while the next, to `LATE`, is there.
+    fn a_child_is_a_snapshot(_t: &TestContext) {
+        const EARLY: u64 = 0;
+        const LATE: u64 = 6 * TABLE;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(EARLY, LATE + TABLE))?;
+        let cpus = online().iter().count() as u64;
+        fork_while(
+            &mm,
+            &|member, turn| {
+                write(EARLY + member.index as u64, turn + 1)?;
+                write(LATE + member.index as u64, turn + 1)?;
+                Ok(())
+            },
+            &|child| {
+                let _user = enter(child);
+                for own in 1..cpus {
+                    let (early, late) = (read(EARLY + own)?, read(LATE + own)?);
+                    ktest_assert!(early == late || early == late + 1, "{early} was stored before {late}");
+                }
+                Ok(())
+            },
+        )?;
+    }
+
+    /// R14: the parent's CPUs store to an object in the table that is just being shared, across its lock breaks. Every
+    /// increment is there, and each child has every page of its own.
+    fn other_mappings_go_on_during_a_fork(_t: &TestContext) {
+        const OWN: u64 = 96;
+        const PAGES: u64 = 16;
+        let mm = Mm::create(memory())?;
+        let object = Object::create(memory(), PAGES)?;
+        map_anonymous(&mm, pages(0, OWN))?;
+        map_object(&mm, pages(OWN, OWN + PAGES), &object, 0)?;
+        let _user = enter(&mm);
+        (0..OWN).try_for_each(|number| write(number, number))?;
+        let turns = fork_while(
+            &mm,
+            &|_, turn| Ok(add(OWN + turn % PAGES, 1).map(|_| ())?),
+            &|child| {
+                let _user = enter(child);
+                for number in (0..OWN).step_by(7) {
+                    ktest_assert_eq!(read(number)?, number);
+                    write(number, 1000)?;
+                }
+                Ok(())
+            },
+        )?;
+        let mut found = 0;
+        for number in OWN..OWN + PAGES {
+            found += read(number)?;
+        }
+        ktest_assert_eq!(found, turns);
+        for number in 0..OWN {
+            ktest_assert_eq!(read(number)?, number);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! A mapping moves to and fro while other CPUs store to wherever it is.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use arch_x86::user_access::AccessFault;
+use mm::pgtable::{Protection, pte_at};
+
+use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{Mapping, Mm, Object, enter, memory};
+use crate::smp::online;
+use crate::tests::support::{TABLE, add, dawdle, frame_at, map_anonymous, page, pages, read, write};
+use crate::workload::crew;
+
+const PAGES: u64 = 8;
+const MOVES: usize = 40;
+
+/// Moves pages between two places, while every other CPU increments them in either. Each increment that succeeded is there
+/// in the end, each page is one frame with one mapping, and a place that was left shows nothing.
+fn move_while_storing(t: &TestContext, places: [u64; 2]) -> TestResult {
+    let mm = Mm::create(memory())?;
+    map_anonymous(&mm, pages(places[0], places[0] + PAGES))?;
+    let user = enter(&mm);
+    (places[0]..places[0] + PAGES).try_for_each(|number| write(number, 0))?;
+    let done = AtomicBool::new(false);
+    let outcomes = crew::run(online(), &|member| -> Result<u64, Stop> {
+        let _user = enter(&mm);
+        member.meet();
+        if member.index > 0 {
+            let mut stores = 0;
+            let mut turn = 0;
+            while !done.load(Ordering::Relaxed) {
+                if add(places[turn % 2] + turn as u64 % PAGES, 1).is_ok() {
+                    stores += 1;
+                }
+                turn += 1;
+            }
+            return Ok(stores);
+        }
+        let mut outcome = Ok(0);
+        for turn in 0..MOVES {
+            let [old, new] = [places[turn % 2], places[(turn + 1) % 2]].map(|at| pages(at, at + PAGES));
+            if let Err(error) = mm.mremap(old, new) {
+                outcome = Err(error.into());
+                break;
+            }
+            let left = read(places[turn % 2]);
+            t.check(left == Err(AccessFault::Fault), format_args!("the old place shows {left:?}"));
+        }
+        done.store(true, Ordering::Relaxed);
+        outcome
+    })?;
+    let stores: u64 = outcomes.into_iter().sum::<Result<u64, Stop>>()?;
+    let mut found = 0;
+    for number in places[0]..places[0] + PAGES {
+        found += read(number)?;
+        let frame = frame_at(&mm, number).ok_or("a page is lost")?;
+        let descriptor = memory().memmap().page(frame);
+        ktest_assert_eq!((descriptor.refcount(), descriptor.mapcount()), (1, 1));
+    }
+    ktest_assert_eq!(found, stores);
+    drop(user);
+    Ok(())
+}
+
+ktest! {
+    /// R15: old and new entry are in one table: one lock, taken once; no entry is lost or doubled, and the old place is
+    /// flushed before the lock drops.
+    fn pages_move_within_one_table(t: &TestContext) {
+        move_while_storing(t, [16, 16 + PAGES])?;
+    }
+
+    /// R15: the entries are in two tables each, of one PMD table and of two.
+    fn pages_move_between_tables(t: &TestContext) {
+        move_while_storing(t, [TABLE - 3, 2 * TABLE - 5])?;
+        move_while_storing(t, [TABLE - 3, TABLE * TABLE - 1])?;
+    }
+
+    /// R19, I35: walkers set D in an entry that just moves, or loses the right to be stored to. A page that was stored to is
+    /// dirty in the end.
+    fn no_dirty_mark_is_lost(t: &TestContext) {
+        const PAGES: u64 = 96;
+        const FROM: u64 = TABLE - 48;
+        const TO: u64 = 2 * TABLE + 24;
+        let mm = Mm::create(memory())?;
+        let object = Object::create(memory(), PAGES)?;
+        mm.mmap(pages(FROM, FROM + PAGES), Protection::READ, Mapping::Object { object, first_page: 0 })?;
+        let _user = enter(&mm);
+        for number in FROM..FROM + PAGES {
+            ktest_assert_eq!(read(number)?, 0);
+        }
+        // May be written from here on, and nobody has.
+        mm.mprotect(pages(FROM, FROM + PAGES), Protection::READ_WRITE)?;
+        let seed = t.random().next_u64();
+        let outcomes = crew::run(online(), &|member| -> TestResult {
+            let _user = enter(&mm);
+            let mut random = Random::new(seed ^ member.index as u64);
+            let mut outcome = Ok(());
+            for number in 0..PAGES {
+                member.meet();
+                let (old, new) = (pages(FROM + number, FROM + number + 1), pages(TO + number, TO + number + 1));
+                let changed = match (member.index, number % 2) {
+                    (0, 0) => mm.mremap(old, new),
+                    (0, _) => mm.mprotect(old, Protection::READ),
+                    _ => {
+                        // Before that, in its middle, or too late.
+                        dawdle(&mut random, 20_000);
+                        let _ = write(FROM + number, 1);
+                        Ok(())
+                    }
+                };
+                outcome = outcome.and(changed);
+            }
+            Ok(outcome?)
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
+        let mut stored = 0;
+        for number in (0..PAGES).map(|number| number + if number % 2 == 0 { TO } else { FROM }) {
+            if read(number)? == 1 {
+                stored += 1;
+                let dirty = pte_at(&mm, page(number)).is_some_and(|entry| entry.is_dirty());
+                ktest_assert!(dirty, "page {number} was stored to and is not dirty");
+            }
+        }
+        ktest_assert!(stored > 0 || online().iter().count() == 1, "nobody has stored anything");
+    }
+}
