@@ -7,6 +7,7 @@ mod algorithms;
 mod failure;
 mod fault;
 mod helpers;
+mod injection;
 mod lock;
 mod race;
 mod shootdown;

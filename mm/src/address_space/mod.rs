@@ -240,3 +240,6 @@ impl<M: Machine> Mm<M> {
         debug_assert!(removed.is_ok());
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

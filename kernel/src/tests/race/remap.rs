@@ -12,7 +12,7 @@ use crate::tests::support::{TABLE, add, dawdle, frame_at, map_anonymous, page, p
 use crate::workload::crew;
 
 const PAGES: u64 = 8;
-const MOVES: usize = 40;
+const MOVES: usize = 20;
 
 /// Moves pages between two places, while every other CPU increments them in either. Each increment that succeeded is there
 /// in the end, each page is one frame with one mapping, and a place that was left shows nothing.
