@@ -15,7 +15,9 @@ use mm::frame::FrameAllocator;
 use mm::machine::Machine;
 use mm::memory::Memory;
 use mm::page::{MemMap, Page};
-use mm::pgtable::{Protection, pmd_offset, pte_at, pte_offset_map};
+use mm::pgtable::{
+    Protection, pmd_lock, pmd_offset, pte_at, pte_lock_second, pte_offset_map, pte_offset_map_rw_nolock,
+};
 use mm::sync::rcu;
 use mm::sync::ticket::TicketLock;
 use mm::vma::Access;
@@ -139,10 +141,32 @@ fn a_table_that_goes_against_one_that_is_linked_beside_it() {
     race(const { &[range(0, 0x8000)] }, &[FIRST], discard, |world, _| store(world, 0x1000));
 }
 
-/// R7: T1 holds the PTE lock and wants the PMD lock; T2, on its second look, holds the PMD lock and waits for the PTE lock.
+/// R7, R8: T1 has cleared the table, finds its PMD lock taken by T2 and lets go of the PTE lock. Until it has both, T2 fills
+/// the table again.
 #[test]
-fn two_who_empty_one_table() {
-    race(&[SPAN], &[FIRST], discard, discard);
+fn a_table_that_is_filled_again_stays() {
+    race(&[SPAN], &[FIRST], discard, |world, cpu| {
+        let rcu = rcu::read_lock(cpu);
+        let pmds = pmd_offset(world.mm(), &rcu, SPAN.start).unwrap();
+        drop(pmd_lock(world.mm(), pmds.slot(SPAN.start)));
+        store(world, FIRST + 0x1000);
+    });
+}
+
+/// R7: T1 holds the PTE lock and wants the PMD lock; T2 holds the PMD lock and waits for the PTE lock, as whoever takes a
+/// second look at an empty table does.
+#[test]
+fn a_table_that_goes_against_one_who_holds_its_pmd_lock() {
+    race(&[SPAN], &[FIRST], discard, |world, cpu| {
+        let rcu = rcu::read_lock(cpu);
+        let pmds = pmd_offset(world.mm(), &rcu, SPAN.start).unwrap();
+        let pmd = pmds.slot(SPAN.start);
+        let parent = pmd_lock(world.mm(), pmd);
+        if let Some(map) = pte_offset_map_rw_nolock(world.mm(), pmd, SPAN.start) {
+            let _own = pte_lock_second(&parent, map.lockptr());
+            assert_eq!(pmd.load(), map.pmd());
+        }
+    });
 }
 
 /// R6, I11: T2 walks the table without a lock while it goes; it finds the page or none, in a table.

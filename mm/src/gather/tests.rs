@@ -2,12 +2,14 @@
 
 use super::{MmuGather, TABLES};
 use crate::cpu::CpuId;
+use crate::fault::handle_mm_fault;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::pgtable::{FourLevel, Level, UnpublishedTable, pmd_offset, pte_offset_map_lock};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
 use crate::testing::{Process, World, map_anonymous, page, pages};
+use crate::vma::Access;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 fn world() -> World<FourLevel> {
@@ -95,6 +97,47 @@ fn a_gather_that_finds_anothers_work_unflushed_flushes_it() {
         MmuGather::new(&mm).finish().free(world.memory);
         assert_eq!(world.machine.interrupts_taken(CpuId(0)), flushes);
         assert_eq!(process.read(page(0x204)), Ok(2));
+    });
+}
+
+/// I10, I12: `pte_free_tlb`, `pmd_free_tlb` and `pud_free_tlb` free a table when it has been flushed and its readers are done.
+/// One of them is under way while `munmap` takes the tables of all three levels.
+#[test]
+fn tables_of_every_level_wait_for_their_readers() {
+    let world = world();
+    let machine = world.machine.handle();
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x201));
+        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        mm
+    });
+    let turn = AtomicU32::new(0);
+    let await_turn = |wanted| {
+        while turn.load(Ordering::Acquire) < wanted {
+            machine.pause();
+        }
+    };
+    let (top, all) = (1, world.memory.page_tables());
+    assert_eq!(all, top + 3);
+    machine.run_all(|cpu| {
+        if cpu.0 == 0 {
+            await_turn(1);
+            mm.munmap(pages(0x200, 0x201)).unwrap();
+            assert_eq!(mm.linked_table_bytes(), 0, "counted when they are unlinked, not when they are freed");
+            world.memory.advance_deferred();
+            assert_eq!(world.memory.page_tables(), all, "a table is freed under its reader");
+            turn.store(2, Ordering::Release);
+            return;
+        }
+        let _section = rcu::read_lock(machine);
+        turn.store(1, Ordering::Release);
+        await_turn(2);
+    });
+    world.alone(|| {
+        while world.memory.advance_deferred() {}
+        assert_eq!(world.memory.page_tables(), top);
+        drop(mm);
     });
 }
 

@@ -23,7 +23,7 @@ use crate::workload::crew;
 
 /// The pages of two PTE tables.
 const SPAN: VirtRange = pages(0, 2 * TABLE);
-const ROUNDS: u64 = 16;
+const ROUNDS: u64 = 12;
 const COLLISIONS: u32 = 10;
 
 ktest! {
