@@ -191,7 +191,9 @@ fn a_huge_fault_against_munmap() {
             });
         },
         |world, cpu| {
-            assert!(leaf_at(world.mm(), span(1).start).is_none(), "a page is left in a removed region");
+            cpu.awake(|| {
+                assert!(leaf_at(world.mm(), span(1).start).is_none(), "a page is left in a removed region");
+            });
             world.balance(cpu);
         },
     );

@@ -182,9 +182,9 @@ fn pmd_trans_huge_lock<'m, 't, M: Machine>(
 }
 
 /// Splits the transparent huge entry that `pmd` holds for `address`, if it holds one (`split_huge_pmd`), and says whether.
-/// Takes the PMD lock, and waits for a shootdown under it. Faults and removers may run meanwhile.
+/// Takes the PMD lock then, and waits for a shootdown under it. Faults and removers may run meanwhile.
 pub(crate) fn split_huge_pmd<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, address: VirtAddr) -> bool {
-    pmd_trans_huge_lock(mm, pmd, address).map(HugeLocked::split).is_some()
+    pmd.load().is_huge() && pmd_trans_huge_lock(mm, pmd, address).map(HugeLocked::split).is_some()
 }
 
 /// The entry that is or was a leaf for `address` at one instant, and its level; `None` where there is none at any level.

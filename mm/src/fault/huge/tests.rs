@@ -1,7 +1,7 @@
 //! Huge faults on the simulated machine, whose TLBs keep a large translation until it is flushed: one CPU, then races.
 
 use crate::address::VirtAddr;
-use crate::address_space::{MapError, Mapping, Mm};
+use crate::address_space::{CollapseError, MapError, Mapping, Mm};
 use crate::fault::{FaultError, Resolution, handle_mm_fault};
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
@@ -186,6 +186,69 @@ mod one_cpu {
             process.write(page(16), 1).unwrap();
             mm.munmap(pages(32, 48)).unwrap();
             assert_eq!(process.read(page(47)), Err(FaultError::NotMapped));
+            world.machine.assert_coherent();
+        });
+    }
+
+    /// A huge page is one address space's: `fork` shares its small pages, which are copied when written, and the parent's can
+    /// be collapsed again when they are its alone.
+    #[test]
+    fn fork_splits_what_it_shares_and_leaves_explicit_pages_behind() {
+        let world = small();
+        world.alone(|| {
+            let parent = world.mm();
+            map_huge(&parent, pages(0, 4));
+            parent.mmap(pages(4, 8), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pmd)).unwrap();
+            let process = Process::enter(&world, &parent);
+            (0..8).for_each(|number| process.write(page(number), number + 1).unwrap());
+            let child = parent.fork().unwrap();
+            assert_eq!((level_at(&parent, page(0)), level_at(&child, page(0))), (Some(Level::Pte), Some(Level::Pte)));
+            assert_eq!((level_at(&parent, page(4)), deposits(&parent, page(0))), (Some(Level::Pmd), 0));
+            assert_eq!(parent.collapse_huge_page(page(0)), Err(CollapseError::Shared));
+            process.write(page(0), 100).unwrap();
+            drop(process);
+            let process = Process::enter(&world, &child);
+            assert_eq!((process.read(page(0)), process.read(page(3))), (Ok(1), Ok(4)));
+            assert_eq!(process.read(page(4)), Err(FaultError::NotMapped));
+            drop((process, child));
+            parent.collapse_huge_page(page(0)).unwrap();
+            let process = Process::enter(&world, &parent);
+            assert_eq!((process.read(page(0)), process.read(page(3)), process.read(page(7))), (Ok(100), Ok(4), Ok(8)));
+        });
+    }
+
+    #[test]
+    fn mremap_moves_the_small_pages_and_the_wish_for_huge_ones() {
+        let world = small();
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0, 8));
+            mm.mmap(pages(8, 12), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pmd)).unwrap();
+            let process = Process::enter(&world, &mm);
+            (0..4).for_each(|number| process.write(page(number), number + 1).unwrap());
+            mm.mremap(pages(0, 8), pages(16, 28)).unwrap();
+            assert!((0..4).all(|number| process.read(page(16 + number)) == Ok(number + 1)));
+            assert_eq!(process.read(page(0)), Err(FaultError::NotMapped));
+            process.write(page(24), 1).unwrap();
+            assert_eq!((level_at(&mm, page(16)), level_at(&mm, page(24))), (Some(Level::Pte), Some(Level::Pmd)));
+            assert_eq!(mm.mremap(pages(8, 12), pages(32, 36)), Err(MapError::CutsHugePage));
+            world.machine.assert_coherent();
+        });
+    }
+
+    /// DONTNEED of all of it takes it away, of a part splits it.
+    #[test]
+    fn dontneed_takes_a_huge_page_away_or_splits_it() {
+        let world = small();
+        world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0, 8));
+            let process = Process::enter(&world, &mm);
+            (0..8).for_each(|number| process.write(page(number), number + 1).unwrap());
+            mm.madvise_dontneed(pages(0, 6)).unwrap();
+            assert_eq!((level_at(&mm, page(0)), level_at(&mm, page(6))), (None, Some(Level::Pte)));
+            let seen: Vec<_> = (0..8).map(|number| process.read(page(number)).unwrap()).collect();
+            assert_eq!(seen, [0, 0, 0, 0, 0, 0, 7, 8]);
             world.machine.assert_coherent();
         });
     }
