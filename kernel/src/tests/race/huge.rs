@@ -137,7 +137,7 @@ ktest! {
     /// an entry in split as none, and no increment is lost (R12, I28).
     fn splits_race_with_faults_and_lockless_walkers(t: &TestContext) {
         needs_a_second_cpu(t)?;
-        const ROUNDS: u64 = 12;
+        const ROUNDS: u64 = 8;
         let mm = Mm::create(memory())?;
         map_huge(&mm, 0)?;
         {
@@ -200,7 +200,7 @@ ktest! {
             let _user = enter(&mm);
             member.meet();
             if member.index == 0 {
-                let outcome = (0..30).try_for_each(|round| {
+                let outcome = (0..12).try_for_each(|round| {
                     mm.mprotect(span(0), Protection::READ)?;
                     let seen = read(7)?;
                     dawdle(&mut random, 10_000);
@@ -239,7 +239,7 @@ ktest! {
             let _user = enter(&mm);
             member.meet();
             if member.index == 0 {
-                let outcome = (0..10).try_for_each(|_| {
+                let outcome = (0..6).try_for_each(|_| {
                     mm.collapse_huge_page(page(3)).map_err(|_| "a range in use cannot be collapsed")?;
                     ktest_assert!(mm.split_huge_page(page(5)), "it was split by somebody else");
                     Ok(())
@@ -276,7 +276,7 @@ ktest! {
     /// The same with a page of 1 GiB, under `page_table_lock`; only where there is so much memory in one piece.
     fn a_gigabyte_page_is_faulted_in_once(t: &TestContext) {
         let Ok(block) = memory().frames().alloc_order(X86, HugeSize::Pud.order::<mm::pgtable::FourLevel>()) else {
-            return Err(Stop::skipped(format_args!("no GiB of memory in one piece: needs --mem 3G")));
+            return Err(Stop::skipped(format_args!("no GiB of memory in one piece: needs --mem 4G")));
         };
         memory().frames().free_order(X86, block, HugeSize::Pud.order::<mm::pgtable::FourLevel>());
         let mm = Mm::create(memory())?;

@@ -82,7 +82,7 @@ fn what_cannot_be_collapsed_is_left_alone() {
 #[test]
 fn collapse_and_split_race_with_increments() {
     const CPUS: u64 = 4;
-    for seed in 0..16 {
+    for seed in 0..8 {
         let world: World<Small> = World::new(SimConfig::racy(256, CPUS as usize, seed));
         let mm = world.alone(|| {
             let mm = world.mm();
@@ -133,7 +133,7 @@ fn collapse_and_split_race_with_increments() {
 /// waits for it, never one of a table in its next life. So collapse waits for the walker before it empties the table.
 #[test]
 fn collapse_waits_for_lockless_walkers() {
-    for seed in 0..16 {
+    for seed in 0..8 {
         let world: World<Small> = World::new(SimConfig::racy(256, 3, seed));
         let mm = world.alone(|| {
             let mm = world.mm();
@@ -164,7 +164,8 @@ fn collapse_waits_for_lockless_walkers() {
                 assert_eq!(pte.load().pfn(), first.pfn(), "the table was emptied or filled anew under its reader");
                 drop(pte);
                 if let Some(locked) = pte_offset_map_lock(&mm, pmds.slot(page(0)), page(0)) {
-                    assert!(locked.load().is_present(), "a locked table is being collapsed (I16)");
+                    (0..4).for_each(|_| world.machine.handle().pause());
+                    assert_eq!(pmds.slot(page(0)).load(), locked.pmd(), "a locked table was unhooked (I16)");
                 }
             }
         });
