@@ -34,7 +34,7 @@ pub const USE_SPLIT_PTE_PTLOCKS: bool = NR_CPUS >= SPLIT_PTLOCK_CPUS;
 pub const USE_SPLIT_PMD_PTLOCKS: bool = USE_SPLIT_PTE_PTLOCKS && ARCH_ENABLE_SPLIT_PMD_PTLOCK;
 
 /// Every lock of the build is a [`DebugLock`](crate::sync::debug::DebugLock), which is larger than a word.
-pub const DEBUG_SPINLOCK: bool = cfg!(feature = "debug-locks");
+pub const DEBUG_SPINLOCK: bool = cfg!(all(feature = "debug-locks", not(loom)));
 
 /// The order in which a CPU takes locks, and what it does while it holds one, are checked
 /// ([`sync::order`](crate::sync::order)). A debug build checks without `debug-locks` too.

@@ -8,6 +8,7 @@ use crate::frame::FrameAllocator;
 use crate::machine::Machine;
 use crate::object::{Object, ObjectNode};
 use crate::page::MemMap;
+use crate::pgtable::ptlock_cache_init;
 pub use crate::slab::OutOfMemory;
 use crate::slab::{Slab, SlabKind};
 use crate::stats::{Counter, StatsSnapshot};
@@ -34,17 +35,23 @@ impl<M: Machine> Memory<M> {
     /// # Errors
     ///
     /// [`OutOfMemory`] when there is not even a frame for the zero page.
+    ///
+    /// # Panics
+    ///
+    /// See [`ptlock_cache_init`].
     pub fn new(machine: M, frames: FrameAllocator<M>) -> Result<Self, OutOfMemory> {
         let zero_page = frames.alloc_zeroed(machine)?;
+        let slab = Slab::new()
+            .register::<Vma<M>>(SlabKind::Vma)
+            .register::<Node>(SlabKind::VmaNode)
+            .register::<Mm<M>>(SlabKind::AddressSpace)
+            .register::<Object<M>>(SlabKind::Object)
+            .register::<ObjectNode>(SlabKind::ObjectNode);
+        let slab = ptlock_cache_init(slab, machine, &frames);
         Ok(Self {
             machine,
             frames,
-            slab: Slab::new()
-                .register::<Vma<M>>(SlabKind::Vma)
-                .register::<Node>(SlabKind::VmaNode)
-                .register::<Mm<M>>(SlabKind::AddressSpace)
-                .register::<Object<M>>(SlabKind::Object)
-                .register::<ObjectNode>(SlabKind::ObjectNode),
+            slab,
             rcu: Rcu::new(),
             deferred: Deferred::new(),
             zero_page,

@@ -30,6 +30,7 @@ impl<Mode: PagingMode> World<Mode> {
             frames.add_free_range(handle, memmap.first(), memmap.end()).expect("a fresh machine's memory");
             let memory: &'static _ =
                 Box::leak(Box::new(Memory::new(handle, frames).expect("a frame for the zero page")));
+            memory.slab().shrink(handle, memory.frames());
             (memory, memory.frames().free_frames(handle))
         });
         Self { machine, memory, free_at_start }
@@ -60,9 +61,14 @@ impl<Mode: PagingMode> World<Mode> {
             self.settle();
             assert_eq!(self.free_frames(), self.free_at_start, "frames leaked");
             assert_eq!(self.memory.page_tables(), 0, "page tables leaked (I5)");
-            for kind in
-                [SlabKind::Vma, SlabKind::VmaNode, SlabKind::AddressSpace, SlabKind::Object, SlabKind::ObjectNode]
-            {
+            for kind in [
+                SlabKind::Vma,
+                SlabKind::VmaNode,
+                SlabKind::AddressSpace,
+                SlabKind::Object,
+                SlabKind::ObjectNode,
+                SlabKind::PtlLock,
+            ] {
                 assert_eq!(self.memory.slab().objects(self.machine.handle(), kind), 0, "{kind:?} objects leaked");
             }
             for (cpu, local) in self.machine.handle().cpus().iter() {

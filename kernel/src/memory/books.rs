@@ -17,6 +17,7 @@ counter!("nodes of region trees", || objects(SlabKind::VmaNode));
 counter!("address spaces", || objects(SlabKind::AddressSpace));
 counter!("memory objects", || objects(SlabKind::Object));
 counter!("nodes of memory objects", || objects(SlabKind::ObjectNode));
+counter!("locks in page->ptl", || objects(SlabKind::PtlLock));
 counter!("locks of mm held", locks_held);
 settler!(settle);
 

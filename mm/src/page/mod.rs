@@ -57,10 +57,13 @@ pub struct Page<L: RawLock> {
     pub(crate) freelist: AtomicU64,
 }
 
-/// One cache line, 1.6 % of memory, in every build: the lock lives in the descriptor whether it is used or not (design
-/// decision 1). No descriptor shares its line, and so its lock, with another.
+/// One cache line, 1.6 % of memory, in every build: the lock or its address lives in the descriptor whether it is used or
+/// not (design decision 1). No descriptor shares its line, and so its lock, with another.
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Page<crate::sync::ticket::TicketLock>>() == 64);
+const _: () = assert!(
+    size_of::<Page<crate::sync::Algorithm>>() == 64
+        && size_of::<Page<crate::sync::debug::DebugLock<crate::sync::Algorithm>>>() == 64
+);
 
 const DETACHED: u32 = 1 << 31;
 

@@ -4,10 +4,11 @@
 //! successful constructor (I4); a table that owns a lock is a whole frame of the frame allocator, never a slab object (I8).
 
 use super::deposit;
+use super::ptlock::{ptlock_free, ptlock_init};
 use super::{Entry, Level, PagingMode, Table};
 use crate::address::Pfn;
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
-use crate::frame::{OutOfFrames, Site};
+use crate::frame::OutOfFrames;
 use crate::machine::{FrameUse, Machine};
 use crate::memory::Memory;
 use crate::page::{Page, PageType};
@@ -54,9 +55,7 @@ pub(crate) fn pagetable_pgd_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
 pub(crate) fn pagetable_dtor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     let page = memory.memmap().page(pfn);
     assert_eq!(page.page_type(), PageType::Table, "destructor of {pfn:?}, which is no table (I4)");
-    if page.ptl.is_live() {
-        page.ptl.retire();
-    }
+    ptlock_free(memory, page);
     assert!(deposit::is_empty(&page.freelist), "destructor of {pfn:?}, which has deposits left (I13)");
     page.set_state(PageType::Data, 0, 0);
     memory.machine().local().stats.bump(Counter::TablesFreed);
@@ -70,10 +69,7 @@ pub(crate) fn pagetable_dtor_free<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
 
 fn construct<M: Machine>(memory: &Memory<M>, pfn: Pfn, has_lock: bool) -> Result<(), PtlockAllocError> {
     if has_lock {
-        if memory.machine().local().injection.should_fail(Site::PtlLock) {
-            return Err(PtlockAllocError);
-        }
-        memory.memmap().page(pfn).ptl.init();
+        ptlock_init(memory, memory.memmap().page(pfn))?;
     }
     account(memory, pfn);
     Ok(())

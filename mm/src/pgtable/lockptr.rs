@@ -9,7 +9,7 @@
 //! Order: PMD lock outer, PTE lock inner (I22). Where two names may mean one lock, [`PtlGuard::nested`] compares before it
 //! takes the second, and the guard it does not make is not released either.
 
-use super::ptlock::PtlGuard;
+use super::ptlock::{PtlGuard, ptl};
 use super::{Entry, HugeSize, Level, PteMap, Slot};
 use crate::address_space::Mm;
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
@@ -26,13 +26,13 @@ const fn class_of(level: Level) -> LockClass {
 
 /// The lock of the PTE table that `pmd`, a stable table pointer, names: the lock of the *child*.
 pub fn pte_lockptr<M: Machine>(mm: &Mm<M>, pmd: Entry) -> &M::Lock {
-    if USE_SPLIT_PTE_PTLOCKS { mm.memory().memmap().page(pmd.pfn()).ptl.lock() } else { mm.page_table_lock().lock() }
+    if USE_SPLIT_PTE_PTLOCKS { ptl(mm.memory().memmap().page(pmd.pfn())) } else { mm.page_table_lock().lock() }
 }
 
 /// The lock of the PMD table that *contains* `pmd`.
 pub fn pmd_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>) -> &'m M::Lock {
     debug_assert_eq!(pmd.table().level(), Level::Pmd);
-    if USE_SPLIT_PMD_PTLOCKS { pmd.table().page().ptl.lock() } else { mm.page_table_lock().lock() }
+    if USE_SPLIT_PMD_PTLOCKS { ptl(pmd.table().page()) } else { mm.page_table_lock().lock() }
 }
 
 /// Takes the PMD lock of `pmd`.
@@ -71,7 +71,7 @@ pub fn pmd_trylock<'m, M: Machine>(
 
 /// The lock of the PTE table that is mapped, by the slot: that of the *containing* table, as for [`pmd_lockptr`].
 pub fn ptep_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pte: &PteMap<'m, M>) -> &'m M::Lock {
-    if USE_SPLIT_PTE_PTLOCKS { pte.slot().table().page().ptl.lock() } else { mm.page_table_lock().lock() }
+    if USE_SPLIT_PTE_PTLOCKS { ptl(pte.slot().table().page()) } else { mm.page_table_lock().lock() }
 }
 
 /// The lock of the levels above the PMD: always `mm->page_table_lock`.
@@ -129,7 +129,7 @@ impl<'m, M: Machine> PtlGuard<'m, M> {
     pub(super) fn nested(&self, mm: &'m Mm<M>, entry: Entry, level: Level) -> Option<Self> {
         let lock = match level {
             Level::Pte => pte_lockptr(mm, entry),
-            Level::Pmd if USE_SPLIT_PMD_PTLOCKS => mm.memory().memmap().page(entry.pfn()).ptl.lock(),
+            Level::Pmd if USE_SPLIT_PMD_PTLOCKS => ptl(mm.memory().memmap().page(entry.pfn())),
             _ => return None,
         };
         self.lock_second(lock, class_of(level), Nesting::Plain)

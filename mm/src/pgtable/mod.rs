@@ -37,7 +37,7 @@ pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock
 pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
 };
-pub use ptlock::{PageTableLock, PtlGuard, PtlStorage};
+pub use ptlock::{PageTableLock, PtlGuard, PtlStorage, ptlock_cache_init};
 pub(crate) use remove::{Leaf, Regions, entry_end, for_each_leaf, free_pgtables, pmd_table_of};
 pub(crate) use second::{PteSecond, pte_offset_map_lock_second};
 pub use table::{Slot, Table};

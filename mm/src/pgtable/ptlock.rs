@@ -1,57 +1,90 @@
-//! Where a table's lock lives: inline in the descriptor of the table's frame (spec 4). The only module that touches
-//! `page->ptl`.
+//! Where a table's lock lives: in the descriptor of the table's frame, or pointed to from there (spec 4). The only module
+//! that touches `page->ptl`; nothing outside of it can tell the two forms apart.
 //!
-//! Rules kept: a lock is used between its table's constructor and destructor only (I11, I12, R5); a fresh frame's lock is
-//! not live (I9).
+//! Rules kept: a lock is used between its table's constructor and destructor only (I11, I12, R5); a fresh frame has none
+//! (I9); a lock that is pointed to dies with its table, after the grace period (spec 3.3).
 
+// The model checker's atomics do not fit in a long.
+#[cfg_attr(loom, path = "ptlock/modelled.rs")]
+mod storage;
+
+pub use storage::PtlStorage;
+
+use super::alloc::PtlockAllocError;
+use crate::config::DEBUG_SPINLOCK;
+use crate::frame::{FrameAllocator, Site};
 use crate::machine::Machine;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::memory::Memory;
+use crate::page::{Page, PageType};
+use crate::slab::{Slab, SlabKind};
 use crate::sync::{LockClass, Nesting, RawLock, order};
 use core::marker::PhantomData;
+use core::ptr::NonNull;
 
-/// The page-table lock as a frame descriptor holds it: the lock itself, not a pointer to one.
-pub struct PtlStorage<L: RawLock> {
-    lock: L,
-    /// 1 from constructor to destructor. Written by the table's only owner then; read by whoever uses the lock, who got
-    /// the table through an acquire load of its parent entry.
-    live: AtomicU32,
+/// Makes the cache `page->ptl`, with a frame in it, if this build's locks need one. Before the first table with a lock.
+///
+/// # Panics
+///
+/// If it cannot be made: without it there would be no table, and so no address space.
+pub fn ptlock_cache_init<M: Machine>(slab: Slab<M>, machine: M, frames: &FrameAllocator<M>) -> Slab<M> {
+    if !PtlStorage::<M::Lock>::ALLOCATED {
+        return slab;
+    }
+    let slab = slab.register::<M::Lock>(SlabKind::PtlLock);
+    match slab.stock(machine, frames, SlabKind::PtlLock) {
+        Ok(()) => slab,
+        Err(_) => panic!("cannot make the slab cache page->ptl"),
+    }
 }
 
-#[cfg(not(loom))]
-const _: () = assert!(
-    size_of::<crate::sync::ticket::TicketLock>() <= size_of::<usize>(),
-    "the inline form needs a lock that fits in a long"
-);
-
-impl<L: RawLock> PtlStorage<L> {
-    /// Of a frame that is no table.
-    pub(crate) fn new() -> Self {
-        Self { lock: L::new(), live: AtomicU32::new(0) }
+/// Gives the fresh table in `page` its lock (`ptlock_init`).
+///
+/// # Errors
+///
+/// [`PtlockAllocError`], with nothing changed.
+#[allow(unsafe_code)]
+pub(super) fn ptlock_init<M: Machine>(memory: &Memory<M>, page: &Page<M::Lock>) -> Result<(), PtlockAllocError> {
+    assert!(page.ptl.is_empty(), "page-table lock constructed twice, or its frame is not fresh (I9)");
+    let lock = ptlock_alloc(memory)?;
+    // SAFETY: the form is the type's. The table is not published yet, and `ptlock_free` is what frees the lock.
+    unsafe {
+        match lock {
+            Some(lock) => page.ptl.point_to(lock),
+            None => page.ptl.write(),
+        }
     }
+    Ok(())
+}
 
-    /// Makes the lock of a fresh table usable (`ptlock_init`).
-    pub(super) fn init(&self) {
-        let was_live = self.live.swap(1, Ordering::Relaxed);
-        assert_eq!(was_live, 0, "page-table lock constructed twice (I9)");
-        debug_assert!(!self.lock.is_locked(), "fresh page-table lock is held (I9)");
+/// A lock for a table, or `None` where it needs no memory of its own. Takes the slab lock if it does.
+fn ptlock_alloc<M: Machine>(memory: &Memory<M>) -> Result<Option<NonNull<M::Lock>>, PtlockAllocError> {
+    if PtlStorage::<M::Lock>::ALLOCATED {
+        let lock = memory.alloc_value(SlabKind::PtlLock, M::Lock::new());
+        return lock.map(Some).map_err(|_| PtlockAllocError);
     }
+    // Constructors may fail in every build, so that what follows is tested in every build.
+    if memory.machine().local().injection.should_fail(Site::PtlLock) { Err(PtlockAllocError) } else { Ok(None) }
+}
 
-    /// Ends the lock's life with its table's (`ptlock_free`).
-    pub(super) fn retire(&self) {
-        debug_assert!(!self.lock.is_locked(), "page-table lock freed while held (I12)");
-        self.live.store(0, Ordering::Relaxed);
+/// Ends the life of the lock of the table in `page`, if it has one of its own.
+#[allow(unsafe_code)]
+pub(super) fn ptlock_free<M: Machine>(memory: &Memory<M>, page: &Page<M::Lock>) {
+    if page.ptl.is_empty() {
+        return;
     }
+    // The debug form has more to say about it, and does so when it is dropped.
+    assert!(DEBUG_SPINLOCK || !page.ptl.lock().is_locked(), "page-table lock freed while held (I12)");
+    // SAFETY: the table was never published, or its grace period is over: nobody has a way to the lock any more.
+    if let Some(lock) = unsafe { page.ptl.take() } {
+        // SAFETY: it came from `ptlock_alloc`, and the descriptor no longer names it.
+        unsafe { memory.free_value(SlabKind::PtlLock, lock) }
+    }
+}
 
-    /// Whether a constructor has run and no destructor since.
-    pub(super) fn is_live(&self) -> bool {
-        self.live.load(Ordering::Relaxed) == 1
-    }
-
-    /// The lock.
-    pub(super) fn lock(&self) -> &L {
-        debug_assert!(self.is_live(), "lock of a table that is not constructed (I11, R5)");
-        &self.lock
-    }
+/// The lock of the table in `page`, which has one of its own.
+pub(super) fn ptl<L: RawLock>(page: &Page<L>) -> &L {
+    debug_assert_eq!(page.page_type(), PageType::Table, "lock of a table that is not constructed (I11, R5)");
+    page.ptl.lock()
 }
 
 /// The lock of an address space for everything that has no lock of its own: `mm->page_table_lock`.
@@ -130,3 +163,6 @@ impl<M: Machine> Drop for PtlGuard<'_, M> {
         unsafe { self.lock.unlock(self.machine) }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

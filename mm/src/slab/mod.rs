@@ -100,6 +100,25 @@ impl<M: Machine> Slab<M> {
         self
     }
 
+    /// Gives cache `kind` an empty frame in advance, unless it has one. Takes the zone lock and the cache's lock.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`], with nothing changed.
+    ///
+    /// # Panics
+    ///
+    /// If no type is registered for `kind`.
+    pub fn stock(&self, machine: M, frames: &FrameAllocator<M>, kind: SlabKind) -> Result<(), OutOfMemory> {
+        let (cache, geometry) = self.cache(kind);
+        let fresh = new_frame(machine, frames, kind, geometry)?;
+        let before = cache.lists.lock(machine, LockClass::Slab).spare.replace(fresh);
+        if let Some(pfn) = before {
+            free_frame(machine, frames, pfn);
+        }
+        Ok(())
+    }
+
     /// Takes an object; its contents are undefined. Takes the cache's lock, and the zone lock if the cache must grow.
     ///
     /// # Errors
@@ -110,7 +129,8 @@ impl<M: Machine> Slab<M> {
     ///
     /// If no type is registered for `kind`.
     pub fn alloc(&self, machine: M, frames: &FrameAllocator<M>, kind: SlabKind) -> Result<NonNull<u8>, OutOfMemory> {
-        if machine.local().injection.should_fail(Site::Slab) {
+        let site = if kind == SlabKind::PtlLock { Site::PtlLock } else { Site::Slab };
+        if machine.local().injection.should_fail(site) {
             return Err(OutOfMemory);
         }
         let memmap = frames.memmap();

@@ -1,6 +1,9 @@
 //! What CPUs wait on: the atomics façade, the page-table lock algorithms, the locks built from them, RCU.
 
 pub mod atomic;
+// Its unlock is unsafe to call, and it reads the places it was given.
+#[allow(unsafe_code)]
+pub mod debug;
 // `RawLock::unlock` is unsafe to call.
 #[allow(unsafe_code)]
 pub mod fifo;
@@ -31,7 +34,14 @@ mod tests;
 use crate::machine::Machine;
 
 /// The lock of this build: what a machine names as its [`Machine::Lock`], and what [`crate::config`] computes with.
-pub type BuildLock = ticket::TicketLock;
+#[cfg(not(all(feature = "debug-locks", not(loom))))]
+pub type BuildLock = Algorithm;
+/// As above, in its debug form.
+#[cfg(all(feature = "debug-locks", not(loom)))]
+pub type BuildLock = debug::DebugLock<Algorithm>;
+
+/// How CPUs wait for a lock and hand it on.
+pub type Algorithm = ticket::TicketLock;
 
 /// Keeps its contents on cache lines of their own.
 #[repr(align(64))]

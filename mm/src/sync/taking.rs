@@ -35,6 +35,6 @@ pub(super) fn count_kick<M: Machine>(machine: M, class: LockClass, kicked: bool)
 }
 
 /// Whether this CPU answers the others while it waits. Before there are others it need not: the kernel boots so.
-fn can_hear<M: Machine>(machine: M) -> bool {
+pub(super) fn can_hear<M: Machine>(machine: M) -> bool {
     machine.irqs_enabled() || machine.online().without(machine.cpu()).is_empty()
 }
