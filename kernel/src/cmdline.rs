@@ -6,6 +6,8 @@ use core::fmt;
 
 use log::LevelFilter;
 
+use crate::misbehave::locks::{self, LockMisuse};
+
 /// Longest time one test may be given, in seconds.
 const MAX_TIMEOUT: u64 = 24 * 60 * 60;
 
@@ -43,6 +45,8 @@ pub enum Misbehaviour {
     Deadlock,
     /// Recurses until the stack's guard page is hit.
     StackOverflow,
+    /// Uses a lock wrongly; only a kernel with `debug-locks` notices.
+    Lock(LockMisuse),
 }
 
 /// A parsed command line.
@@ -101,8 +105,8 @@ impl fmt::Display for CmdlineError<'_> {
     }
 }
 
-const KINDS: &str =
-    "panic, panic-everywhere, spin, deaf, triple-fault, half-line, silent-exit, deadlock, stack-overflow";
+const KINDS: &str = "panic, panic-everywhere, spin, deaf, triple-fault, half-line, silent-exit, deadlock, stack-overflow, \
+                     or lock- and how it is misused";
 
 /// The keys, in the order of [`Words`].
 const KEYS: [&str; 8] = ["mode", "filter", "workload", "seed", "timeout", "rounds", "log", "kind"];
@@ -195,7 +199,10 @@ fn misbehaviour(value: &str) -> Result<Misbehaviour, CmdlineError<'_>> {
         "silent-exit" => Ok(Misbehaviour::SilentExit),
         "deadlock" => Ok(Misbehaviour::Deadlock),
         "stack-overflow" => Ok(Misbehaviour::StackOverflow),
-        _ => Err(CmdlineError::BadValue { key: "kind", value, expected: KINDS }),
+        _ => match locks::KINDS.iter().find(|(name, _)| *name == value) {
+            Some((_, misuse)) => Ok(Misbehaviour::Lock(*misuse)),
+            None => Err(CmdlineError::BadValue { key: "kind", value, expected: KINDS }),
+        },
     }
 }
 

@@ -1,6 +1,8 @@
 //! Ways for a kernel to fail, on request (`mode=misbehave`): `xtask` must tell each of them apart from the others and
 //! from success, and is tested with them. Each fails as a test of the name `misbehave` would.
 
+pub mod locks;
+
 use core::hint::{black_box, spin_loop};
 use core::mem;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -47,6 +49,10 @@ pub fn misbehave(how: Misbehaviour, timeout: u64) -> ! {
             interrupts::enable();
             let _twice = NEVER_RELEASED.lock();
             unreachable!("a lock was taken twice")
+        }
+        Misbehaviour::Lock(how) => {
+            locks::misuse(how);
+            unreachable!("a misused lock went unnoticed")
         }
         Misbehaviour::StackOverflow => {
             dig(0);

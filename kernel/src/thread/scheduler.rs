@@ -12,10 +12,12 @@ use alloc::sync::Arc;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use arch_x86::machine::X86;
 use arch_x86::{interrupts, percpu, switch};
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
+use mm::sync::order;
 
 use super::join::note_gone;
 use super::{ShortName, Thread};
@@ -113,8 +115,10 @@ pub fn need_resched() -> bool {
     !local().queue.lock().is_empty()
 }
 
-/// Lets the other ready threads of this CPU run first.
+/// Lets the other ready threads of this CPU run first. Under no lock of `mm`.
+#[track_caller]
 pub fn yield_now() {
+    order::assert_may_wait(X86, "a context switch");
     let scheduler = local();
     let thread = current();
     let mut queue = scheduler.queue.lock();
@@ -135,6 +139,7 @@ pub fn yield_now() {
 /// With interrupts off: whoever holds a lock must not give its CPU away.
 pub(super) fn switch_away() {
     assert!(interrupts::enabled(), "a thread gives its CPU away with interrupts off");
+    order::assert_may_wait(X86, "a context switch");
     interrupts::disable();
     let scheduler = local();
     let next = match scheduler.queue.lock().pop_front() {

@@ -16,7 +16,9 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
+use arch_x86::machine::X86;
 use intrusive_collections::LinkedList;
+use mm::sync::order;
 
 use super::scheduler::{QueueLink, current, make_ready, switch_away};
 use super::{Thread, timer};
@@ -44,6 +46,7 @@ fn bucket(key: usize) -> &'static Bucket {
 ///
 /// # Panics
 /// With interrupts off, and on a CPU's idle thread, which must always be able to run.
+#[track_caller]
 pub fn block_while(key: usize, still: &mut dyn FnMut() -> bool) {
     let woken = block_until(key, NEVER, still);
     debug_assert!(woken);
@@ -53,7 +56,9 @@ pub fn block_while(key: usize, still: &mut dyn FnMut() -> bool) {
 ///
 /// # Panics
 /// As [`block_while`].
+#[track_caller]
 pub fn block_until(key: usize, deadline: u64, still: &mut dyn FnMut() -> bool) -> bool {
+    order::assert_may_wait(X86, "block_while");
     let thread = current();
     assert!(!thread.is_idle, "the idle thread sleeps");
     loop {
