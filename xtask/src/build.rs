@@ -70,9 +70,28 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// Every placement of locks, each without and with checks: the builds that must all pass the same tests.
+    pub fn all(profile: Profile) -> impl Iterator<Item = Self> {
+        let checks = [false, true].into_iter();
+        checks.flat_map(move |debug_locks| {
+            [Locks::Split, Locks::SplitPte, Locks::Single].map(|locks| Self { locks, debug_locks, profile })
+        })
+    }
+
+    /// Whether its locks are those of a build that nobody asked anything of.
+    pub fn is_usual(self) -> bool {
+        self.locks == Locks::Split && !self.debug_locks
+    }
+
     /// The features of `mm`, and of the kernel, that this takes.
     pub fn features(self) -> Vec<&'static str> {
         self.locks.feature().into_iter().chain(self.debug_locks.then_some("debug-locks")).collect()
+    }
+
+    /// What to type to get its locks.
+    pub fn options(self) -> String {
+        let locks = if self.locks == Locks::Split { String::new() } else { format!(" --config {}", self.locks.word()) };
+        locks + if self.debug_locks { " --debug-locks" } else { "" }
     }
 
     /// Its locks, in reports and file names.
@@ -121,12 +140,14 @@ pub fn for_kernel_target(command: &mut Command, toolchain: &Toolchain, workspace
 pub struct Builder<'a> {
     workspace: &'a Workspace,
     toolchains: Toolchains,
+    /// What has been built, and where it is.
+    kernels: Vec<(Variant, PathBuf)>,
 }
 
 impl<'a> Builder<'a> {
     /// With this machine's compilers.
     pub fn new(workspace: &'a Workspace) -> Self {
-        Self { workspace, toolchains: Toolchains::new(workspace) }
+        Self { workspace, toolchains: Toolchains::new(workspace), kernels: Vec::new() }
     }
 
     /// The compilers.
@@ -134,8 +155,11 @@ impl<'a> Builder<'a> {
         &mut self.toolchains
     }
 
-    /// Builds the kernel; the ELF stays in place when another variant is built.
+    /// Builds the kernel, once; the ELF stays in place when another variant is built.
     pub fn kernel(&mut self, variant: Variant) -> Result<PathBuf, BuildError> {
+        if let Some((_, place)) = self.kernels.iter().find(|(built, _)| *built == variant) {
+            return Ok(place.clone());
+        }
         let toolchain = self.toolchains.require(Need::KernelTarget)?;
         let mut command = self.toolchains.cargo(&toolchain)?;
         command.args(["build", "--package", "kernel", "--profile", variant.profile.name()]);
@@ -146,6 +170,7 @@ impl<'a> Builder<'a> {
         let name = format!("kernel-{}-{}.elf", variant.name(), variant.profile.name());
         let place = self.workspace.out(&name);
         copy(&built, &place)?;
+        self.kernels.push((variant, place.clone()));
         Ok(place)
     }
 

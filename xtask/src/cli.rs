@@ -213,6 +213,10 @@ pub struct Test {
     /// Run the kernel's tests under so many deterministic schedules, and name those that fail.
     #[arg(long, value_name = "N", value_parser = options::times, conflicts_with_all = ["deterministic", "repeat", "gdb"])]
     pub schedules: Option<u32>,
+    /// Run all tests with each placement of page-table locks, without and with their checks, and the usual build on
+    /// 1, 2, 4 and 8 CPUs.
+    #[arg(long, conflicts_with_all = ["config", "single_lock", "debug_locks", "kernel", "gdb", "list"])]
+    pub all_configs: bool,
     /// Write the results as JUnit XML.
     #[arg(long, value_name = "PATH")]
     pub junit: Option<PathBuf>,

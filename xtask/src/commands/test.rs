@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use super::guest;
-use crate::build::{Builder, Variant};
+use crate::build::{Builder, Locks, Variant};
 use crate::cli::{self, Guest, Half};
 use crate::interrupt;
 use crate::machine::{Clock, MAX_SHIFT, Machine, Task};
 use crate::postmortem;
 use crate::results;
-use crate::runner::Medium;
+use crate::runner::{Medium, Run};
 use crate::setup::qemu;
 use crate::suite::coverage::{self, Ran};
 use crate::suite::guest::{self as guest_tests, Stage};
@@ -36,28 +36,31 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     let emulator = if guest { Some(qemu::require()?) } else { None };
 
     let filter = options.filter.as_deref().unwrap_or_default();
+    let setups = setups(options, machine);
     let mut builder = Builder::new(workspace);
     let mut progress = Progress::new();
-    if host && let Err(error) = HostTests::new(workspace, filter).run(builder.toolchains(), &mut progress) {
+    let variants = host_variants(options);
+    if host && let Err(error) = HostTests::new(workspace, filter, &variants).run(builder.toolchains(), &mut progress) {
         progress.ended(broken("host", &error.to_string()));
     }
     let mut no_match = false;
-    if let Some(emulator) = emulator
-        && !interrupt::requested()
-    {
-        match kernel_of(&mut builder, &options.guest) {
-            Err(error) => progress.ended(broken("kernel", &error.to_string())),
-            Ok(kernel) => {
-                let half = KernelHalf { workspace, emulator: &emulator, kernel: &kernel, options, filter };
-                no_match = half.run(machine, &rounds, &mut progress)?;
-                // Whether xtask sees what a kernel does is asked once, of a kernel we built.
-                if !kernel_alone && options.guest.kernel.is_none() {
-                    let (emulator, kernel) = (&emulator, &kernel);
-                    let variant = Variant::from(&options.guest.variant);
-                    let mut stage = Stage { workspace, emulator, kernel, variant, machine, builder: &mut builder };
-                    guest_tests::run(&mut stage, filter, &mut progress);
-                }
+    let emulator = emulator.as_deref();
+    for (number, setup) in setups.iter().enumerate() {
+        let Some(emulator) = emulator.filter(|_| !interrupt::requested()) else { break };
+        let kernel = match kernel_of(&mut builder, &options.guest, setup.variant) {
+            Ok(kernel) => kernel,
+            Err(error) => {
+                progress.ended(broken("kernel", &error.to_string()));
+                continue;
             }
+        };
+        let half = KernelHalf { workspace, emulator, kernel: &kernel, options, filter, setup };
+        no_match |= half.run(&rounds, &mut progress)?;
+        // Whether xtask sees what a kernel does is asked once, of a kernel we built.
+        if number == 0 && !kernel_alone && options.guest.kernel.is_none() {
+            let (variant, kernel) = (setup.variant, kernel.as_path());
+            let mut stage = Stage { workspace, emulator, kernel, variant, machine, builder: &mut builder };
+            guest_tests::run(&mut stage, filter, &mut progress);
         }
     }
     if interrupt::requested() {
@@ -71,9 +74,68 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     if progress.tally().cases().is_empty() && (no_match || !guest) {
         bail!("no test has a name with {filter:?} in it; cargo xtask list names them");
     }
+    if setups.len() > 1 {
+        for (build, tally) in by_build(progress.tally().cases(), &setups) {
+            progress.note(&format!("{build}: {tally}"));
+        }
+    }
     let tally = progress.close();
     save(options, &tally)?;
     Ok(tally.passed())
+}
+
+/// A kernel and a machine its tests run on.
+struct Setup {
+    variant: Variant,
+    machine: Machine,
+    /// What sets it apart from the usual ones; nothing if it is usual.
+    label: String,
+}
+
+/// CPUs on which the usual build is shown.
+const SIZES: [u32; 4] = [1, 2, 4, 8];
+
+/// What the kernel's tests run on, the usual ones first.
+fn setups(options: &cli::Test, machine: Machine) -> Vec<Setup> {
+    let chosen = Variant::from(&options.guest.variant);
+    let label = |variant: Variant| if variant.is_usual() { String::new() } else { variant.name() };
+    if !options.all_configs {
+        return vec![Setup { variant: chosen, machine, label: label(chosen) }];
+    }
+    let mut setups: Vec<Setup> =
+        Variant::all(chosen.profile).map(|variant| Setup { variant, machine, label: label(variant) }).collect();
+    let sizes = SIZES.into_iter().filter(|cpus| *cpus != machine.cpus);
+    setups.extend(sizes.map(|cpus| Setup {
+        variant: chosen,
+        machine: Machine { cpus, ..machine },
+        label: format!("{cpus} CPUs"),
+    }));
+    setups
+}
+
+/// Builds of `mm` besides the usual one whose tests run on the host.
+fn host_variants(options: &cli::Test) -> Vec<Variant> {
+    let chosen = Variant::from(&options.guest.variant);
+    let others = Variant::all(chosen.profile).filter(|variant| !variant.is_usual());
+    if options.all_configs {
+        return others.collect();
+    }
+    // One lock by two names is where the usual build cannot go wrong.
+    others.filter(|variant| *variant == chosen || (variant.locks == Locks::Single && !variant.debug_locks)).collect()
+}
+
+/// The results of each build and size of machine, the usual ones first.
+fn by_build(cases: &[Case], setups: &[Setup]) -> Vec<(String, Tally)> {
+    let build_of = |case: &Case| {
+        let inside = case.suite.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+        setups.iter().position(|setup| inside.is_some_and(|(label, _)| label == setup.label)).unwrap_or(0)
+    };
+    let mut tallies: Vec<Tally> = setups.iter().map(|_| Tally::default()).collect();
+    for case in cases {
+        tallies[build_of(case)].add(case.clone());
+    }
+    let name = |setup: &Setup| if setup.label.is_empty() { setup.variant.name() } else { setup.label.clone() };
+    setups.iter().map(name).zip(tallies).collect()
 }
 
 /// CPUs the tests that the documentation cites are written for.
@@ -123,27 +185,32 @@ struct KernelHalf<'a> {
     kernel: &'a Path,
     options: &'a cli::Test,
     filter: &'a str,
+    setup: &'a Setup,
 }
 
 impl KernelHalf<'_> {
     /// Runs them; whether the kernel has no test of that name.
-    fn run(&self, machine: Machine, rounds: &[RoundPlan], progress: &mut Progress) -> Result<bool> {
+    fn run(&self, rounds: &[RoundPlan], progress: &mut Progress) -> Result<bool> {
         if self.options.guest.gdb {
             println!("{}", guest::debugger_line(self.kernel, self.options.guest.gdb_port));
         }
         let mut bad = Vec::new();
         for (number, round) in rounds.iter().enumerate() {
-            let machine = Machine { clock: round.clock, ..machine };
+            let machine = Machine { clock: round.clock, ..self.setup.machine };
             let of =
                 if rounds.len() > 1 { format!(", round {} of {}", number + 1, rounds.len()) } else { String::new() };
-            progress.section(&format!("kernel tests on {machine}, seed {}{of}", round.seed));
+            progress.section(&format!(
+                "kernel tests on {machine}, {} locks, seed {}{of}",
+                self.setup.variant.name(),
+                round.seed
+            ));
             let task = Task::Test { filter: self.filter.to_owned() };
             let medium = Medium::Pvh(self.kernel.to_path_buf());
             let plan = guest::plan(&self.options.guest, machine, medium, task, round.seed);
-            match kernel::run(self.workspace, self.emulator, &plan, self.kernel, progress)? {
+            match kernel::run(self.workspace, self.emulator, &plan, self.kernel, &self.setup.label, progress)? {
                 Round::NoMatch => return Ok(true),
                 Round::Ran(run) if run.verdict == Verdict::Interrupted => return Ok(false),
-                Round::Ran(run) if run.verdict.passed() => {}
+                Round::Ran(run) if run.verdict.passed() => self.check_build(&run, progress),
                 Round::Ran(_) => bad.push(self.again(round)),
             }
         }
@@ -156,6 +223,15 @@ impl KernelHalf<'_> {
         Ok(false)
     }
 
+    /// The kernel that ran must be the one that was to be built.
+    fn check_build(&self, run: &Run, progress: &mut Progress) {
+        let built = run.ended.transcript.boot.as_ref().map(|boot| boot.build.as_str());
+        let expected = self.setup.variant.name();
+        if self.options.guest.kernel.is_none() && built != Some(expected.as_str()) {
+            progress.ended(broken("kernel", &format!("built with {expected} locks, it says it has {built:?}")));
+        }
+    }
+
     /// What to type to see a round again.
     fn again(&self, round: &RoundPlan) -> String {
         let mut line = format!("cargo xtask test {} --only kernel --seed {}", self.filter, round.seed);
@@ -163,7 +239,8 @@ impl KernelHalf<'_> {
             line += &format!(" --deterministic {shift}");
         }
         let guest = &self.options.guest;
-        line += &format!(" --smp {} --mem {}M", guest.smp, guest.mem);
+        line += &format!(" --smp {} --mem {}M", self.setup.machine.cpus, guest.mem);
+        line += &self.setup.variant.options();
         line.replace("  ", " ")
     }
 }
@@ -174,10 +251,11 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
     let machine = guest::machine(options)?;
     let emulator = qemu::require()?;
     let mut lines: Vec<String> = Vec::new();
-    for (suite, name) in HostTests::new(workspace, filter).list()? {
+    let single = Variant { locks: Locks::Single, debug_locks: false, ..Variant::from(&options.variant) };
+    for (suite, name) in HostTests::new(workspace, filter, &[single]).list()? {
         lines.push(format!("{suite} {name}"));
     }
-    let kernel = kernel_of(&mut Builder::new(workspace), options)?;
+    let kernel = kernel_of(&mut Builder::new(workspace), options, Variant::from(&options.variant))?;
     let task = Task::List { filter: filter.to_owned() };
     let plan = guest::plan(options, machine, Medium::Pvh(kernel.clone()), task, options.seed);
     let run = kernel::list(workspace, &emulator, &plan)?;
@@ -194,7 +272,7 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
             return Ok(false);
         }
     }
-    let of_xtask = guest_tests::TESTS.iter().filter(|test| test.name.contains(filter));
+    let of_xtask = guest_tests::all().filter(|test| test.name.contains(filter));
     lines.extend(of_xtask.map(|test| format!("guest {}    {}", test.name, test.about)));
     if coverage::NAME.contains(filter) {
         lines.push(format!("{} {}    the tables of {}", coverage::SUITE, coverage::NAME, coverage::DOCUMENT));
@@ -207,10 +285,10 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
 }
 
 /// The kernel to test: given, or built.
-fn kernel_of(builder: &mut Builder<'_>, options: &Guest) -> Result<PathBuf> {
+fn kernel_of(builder: &mut Builder<'_>, options: &Guest, variant: Variant) -> Result<PathBuf> {
     match &options.kernel {
         Some(kernel) => Ok(kernel.clone()),
-        None => Ok(builder.kernel(Variant::from(&options.variant))?),
+        None => Ok(builder.kernel(variant)?),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Each boots the real kernel, so they belong to `cargo xtask test` and not to plain `cargo test`.
 
+mod locks;
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,7 +45,11 @@ pub struct GuestTest {
 }
 
 /// All of them.
-pub const TESTS: [GuestTest; 14] = [
+pub fn all() -> impl Iterator<Item = &'static GuestTest> {
+    TESTS.iter().chain(&locks::TESTS)
+}
+
+const TESTS: [GuestTest; 14] = [
     GuestTest {
         name: "verdict::a_panic_is_reported_with_a_backtrace",
         about: "a kernel that panics: exit 37, symbolised backtrace",
@@ -173,7 +179,7 @@ pub struct Stage<'a, 'b> {
 
 /// Runs those whose name contains the filter.
 pub fn run(stage: &mut Stage<'_, '_>, filter: &str, progress: &mut Progress) {
-    let chosen: Vec<&GuestTest> = TESTS.iter().filter(|test| test.name.contains(filter)).collect();
+    let chosen: Vec<&GuestTest> = all().filter(|test| test.name.contains(filter)).collect();
     if chosen.is_empty() {
         return;
     }
@@ -202,6 +208,24 @@ impl Stage<'_, '_> {
     /// Has the kernel go wrong in one way and checks how that was judged.
     fn misbehave(&mut self, kind: &str, expected: fn(&Run) -> bool) -> Result<(), Complaint> {
         self.expect(Task::Misbehave { kind: kind.to_owned() }, expected)
+    }
+
+    /// Has a kernel with `debug-locks` use a lock in a wrong way, and looks for `says` in its report.
+    fn misuse(&mut self, kind: &str, says: &[&str]) -> Result<(), Complaint> {
+        let variant = Variant { debug_locks: true, ..self.variant };
+        let kernel = self.builder.kernel(variant).map_err(|error| vec![error.to_string()])?;
+        // A CPU that is alone may do what others would wait for.
+        let machine = Machine { cpus: self.machine.cpus.max(2), ..self.machine };
+        let task = Task::Misbehave { kind: kind.to_owned() };
+        let plan = self.plan(task, Medium::Pvh(kernel), machine);
+        let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
+        let report = run.ended.transcript.errors.iter().find(|error| error.contains("lock rule broken"));
+        let silent = |part: &&&str| !report.is_some_and(|report| report.contains(**part));
+        match says.iter().find(silent) {
+            None if run.verdict == Verdict::Panicked => Ok(()),
+            None => Err(self.complain("this is not how it should have ended", &run)),
+            Some(part) => Err(self.complain(&format!("the report does not say {part:?}"), &run)),
+        }
     }
 
     fn expect(&mut self, task: Task, expected: fn(&Run) -> bool) -> Result<(), Complaint> {

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::libtest::{self, LibtestOutput};
 use super::progress::Progress;
 use super::tally::{Case, Outcome};
+use crate::build::Variant;
 use crate::child::{self, Finish};
 use crate::setup::Missing;
 use crate::setup::toolchain::{Need, Toolchains};
@@ -70,19 +71,23 @@ struct Program {
 pub struct HostTests<'a> {
     workspace: &'a Workspace,
     filter: &'a str,
+    /// Builds of `mm`, besides the usual one, whose tests run too.
+    variants: &'a [Variant],
 }
 
 impl<'a> HostTests<'a> {
     /// Those whose name contains the filter.
-    pub fn new(workspace: &'a Workspace, filter: &'a str) -> Self {
-        Self { workspace, filter }
+    pub fn new(workspace: &'a Workspace, filter: &'a str, variants: &'a [Variant]) -> Self {
+        Self { workspace, filter, variants }
     }
 
     /// Names them all.
     pub fn list(&self) -> Result<Vec<(String, String)>, HostError> {
         let mut names = Vec::new();
         let mut programs = self.build(&mut self.unit_tests())?;
-        programs.extend(self.single_lock_tests()?);
+        for variant in self.variants {
+            programs.extend(self.tests_of(*variant)?);
+        }
         if let Some(mut command) = self.loom_models() {
             programs.extend(self.build(&mut command)?);
         }
@@ -107,8 +112,11 @@ impl<'a> HostTests<'a> {
         for program in self.build(&mut self.unit_tests())? {
             self.run_program(program.command(self.filter), &program.suite, progress)?;
         }
-        for program in self.single_lock_tests()? {
-            self.run_program(program.command(self.filter), &program.suite, progress)?;
+        for variant in self.variants {
+            progress.section(&format!("host tests, {} locks", variant.name()));
+            for program in self.tests_of(*variant)? {
+                self.run_program(program.command(self.filter), &program.suite, progress)?;
+            }
         }
         let mut documentation = self.cargo();
         documentation.args(["test", "--doc", "--quiet", "--package", "mm", "--", self.filter, "--format=pretty"]);
@@ -143,12 +151,12 @@ impl<'a> HostTests<'a> {
         command
     }
 
-    /// `mm`'s tests once more, with one lock per address space.
-    fn single_lock_tests(&self) -> Result<Vec<Program>, HostError> {
+    /// `mm`'s tests once more, with the locks of another build.
+    fn tests_of(&self, variant: Variant) -> Result<Vec<Program>, HostError> {
         let mut command = self.unit_tests();
-        command.args(["--package", "mm", "--lib", "--features", "single-lock"]);
+        command.args(["--package", "mm", "--lib", "--features"]).arg(variant.features().join(","));
         let mut programs = self.build(&mut command)?;
-        programs.iter_mut().for_each(|program| program.suite += " (single lock)");
+        programs.iter_mut().for_each(|program| program.suite += &format!(" ({})", variant.name()));
         Ok(programs)
     }
 

@@ -54,19 +54,23 @@ pub enum Round {
     NoMatch,
 }
 
-/// Runs the kernel's tests once.
+/// Runs the kernel's tests once; `build` is what sets this kernel and machine apart from the usual ones, or nothing.
 pub fn run(
     workspace: &Workspace,
     qemu: &Path,
     plan: &Plan,
     kernel: &Path,
+    build: &str,
     progress: &mut Progress,
 ) -> Result<Round, RunError> {
     let filtered = matches!(&plan.task, Task::Test { filter } if !filter.is_empty());
-    let suite = match plan.machine.clock {
-        Clock::Host => SUITE.to_owned(),
-        Clock::Instructions { shift } => format!("{SUITE} [shift {shift} seed {}]", plan.seed),
-    };
+    let mut suite = SUITE.to_owned();
+    if !build.is_empty() {
+        suite += &format!(" ({build})");
+    }
+    if let Clock::Instructions { shift } = plan.machine.clock {
+        suite += &format!(" [shift {shift} seed {}]", plan.seed);
+    }
     progress.started("boot");
     let run = runner::run(workspace, qemu, plan, &mut Live { progress, suite: &suite })?;
     // xtask makes the other words of the command line itself, so the filter is what was refused.
