@@ -1,17 +1,19 @@
 //! Locks used wrongly, one way each, in kernels whose locks notice (`debug-locks`): the report must name the lock, its
 //! owner, the places and the rule.
 
+use alloc::boxed::Box;
+use core::hint::spin_loop;
 use core::mem::ManuallyDrop;
 
-use arch_x86::interrupts;
 use arch_x86::machine::X86;
+use arch_x86::{interrupts, percpu};
 use mm::sync::rcu;
 use mm::sync::rwlock::MmapLock;
 use mm::sync::spin::SpinLock;
 use mm::sync::{BuildLock, LockClass, RawLock};
 
 use crate::memory::memory;
-use crate::{interrupt, smp, thread};
+use crate::{smp, thread};
 
 /// A way to use a lock wrongly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ pub fn misuse(how: LockMisuse) {
     interrupts::enable();
     match how {
         LockMisuse::Order | LockMisuse::Address => out_of_order(how),
+        LockMisuse::Stranger => unlocked_elsewhere(),
         LockMisuse::Mmap | LockMisuse::Grace | LockMisuse::Switch | LockMisuse::Sleep => wait_under_a_lock(how),
         _ => one_lock(how),
     }
@@ -80,12 +83,6 @@ fn one_lock(how: LockMisuse) {
         LockMisuse::Twice => {
             take(&lock);
             take(&lock);
-        }
-        LockMisuse::Stranger => {
-            take(&lock);
-            let others = smp::online().without(arch_x86::percpu::cpu());
-            // SAFETY: none; that the lock is another CPU's is what must be noticed.
-            interrupt::call_on(others, &|| unsafe { lock.unlock(X86) });
         }
         // SAFETY: none; that nobody holds the lock is what must be noticed.
         LockMisuse::Unowned => unsafe { lock.unlock(X86) },
@@ -107,6 +104,18 @@ fn one_lock(how: LockMisuse) {
             unsafe { ManuallyDrop::drop(&mut lock) }
             take(&lock);
         }
+    }
+}
+
+fn unlocked_elsewhere() {
+    let lock: &'static BuildLock = Box::leak(Box::new(BuildLock::new()));
+    lock.lock(X86, LockClass::Pte);
+    let Some(other) = smp::online().without(percpu::cpu()).iter().next() else { return };
+    // SAFETY: none; that the lock is another CPU's is what must be noticed.
+    let stranger = thread::spawn_on(other, "stranger", || unsafe { lock.unlock(X86) });
+    // A CPU that has a lock may not sleep. If nobody notices, the watchdog does.
+    while stranger.is_ok() {
+        spin_loop();
     }
 }
 

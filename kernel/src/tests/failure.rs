@@ -7,7 +7,7 @@ use arch_x86::machine::X86;
 use arch_x86::user_access::AccessFault;
 use mm::address::Pfn;
 use mm::address_space::MapError;
-use mm::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
+use mm::config::{ALLOC_SPLIT_PTLOCKS, USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use mm::fault::{FaultError, handle_mm_fault};
 use mm::frame::{MAX_ORDER, Site};
 use mm::machine::Machine;
@@ -106,12 +106,16 @@ ktest! {
         let sites = walk(one_region, fault, |_| Ok(()))?;
         // PUD, PMD and PTE table, each a frame and, where it has a lock of its own, a constructor that may fail; the page.
         let mut expected = [Site::Frame, Site::Frame].to_vec();
+        // The first lock that needs memory of its own finds an empty cache.
+        let first_lock = || [Site::PtlLock].into_iter().chain(ALLOC_SPLIT_PTLOCKS.then_some(Site::Frame));
         if USE_SPLIT_PMD_PTLOCKS {
-            expected.push(Site::PtlLock);
+            expected.extend(first_lock());
         }
         expected.push(Site::Frame);
-        if USE_SPLIT_PTE_PTLOCKS {
+        if USE_SPLIT_PMD_PTLOCKS {
             expected.push(Site::PtlLock);
+        } else if USE_SPLIT_PTE_PTLOCKS {
+            expected.extend(first_lock());
         }
         expected.push(Site::Frame);
         ktest_assert_eq!(sites, expected);
