@@ -27,8 +27,8 @@ fn panic_of(body: impl FnOnce()) -> String {
 #[test]
 fn the_size_of_a_lock_decides_where_it_lives() {
     type Debug = DebugLock<TicketLock>;
-    assert!(size_of::<TicketLock>() <= size_of::<usize>() && size_of::<Debug>() > size_of::<usize>());
-    assert!(!PtlStorage::<TicketLock>::ALLOCATED && PtlStorage::<Debug>::ALLOCATED);
+    assert!((size_of::<TicketLock>()..size_of::<Debug>()).contains(&size_of::<usize>()));
+    assert_eq!([PtlStorage::<TicketLock>::ALLOCATED, PtlStorage::<Debug>::ALLOCATED], [false, true]);
     assert_eq!(size_of::<PtlStorage<TicketLock>>(), size_of::<usize>());
     assert_eq!(size_of::<PtlStorage<Debug>>(), size_of::<usize>());
     assert_eq!((size_of::<Page<TicketLock>>(), size_of::<Page<Debug>>()), (64, 64));
