@@ -226,7 +226,7 @@ unsafe impl Machine for Cpu {
     fn load_pgd(self, load: PgdLoad) {
         let pgd = match load {
             PgdLoad::Kernel => 0,
-            PgdLoad::User { pgd, .. } => pgd.0,
+            PgdLoad::User { pgd, .. } => pgd.pfn().0,
         };
         self.0.loaded[self.cpu().index()].store(pgd, Ordering::SeqCst);
     }
@@ -322,8 +322,8 @@ fn run(board: &'static Board, checks: &Checks) -> Result<(), String> {
     checks.check("every access succeeds", outcomes.iter().all(Result::is_ok));
 
     let sum: u64 = (1..=CPUS as u64).sum();
-    let all_there =
-        (0..PAGES).all(|number| cpu.translate(mm.pgd(), page(number), false).is_some_and(|word| word.load().0 == sum));
+    let all_there = (0..PAGES)
+        .all(|number| cpu.translate(mm.pgd().pfn(), page(number), false).is_some_and(|word| word.load().0 == sum));
     checks.check("every page has what both CPUs added", all_there);
     let counted = StatsSnapshot::sum(&board.cpus);
     println!(
@@ -343,7 +343,7 @@ fn run(board: &'static Board, checks: &Checks) -> Result<(), String> {
         },
     });
     checks.check("mprotect and munmap reach a CPU that uses the pages", removed.iter().all(|&well| well));
-    checks.check("nothing is mapped any more", cpu.translate(mm.pgd(), page(0), false).is_none());
+    checks.check("nothing is mapped any more", cpu.translate(mm.pgd().pfn(), page(0), false).is_none());
 
     drop(mm);
     memory.drain_deferred();

@@ -27,6 +27,35 @@ impl fmt::Debug for Pfn {
     }
 }
 
+/// A physical address: of a top table, which need not begin a frame.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct PhysAddr(pub u64);
+
+impl PhysAddr {
+    /// The frame it lies in.
+    pub const fn pfn(self) -> Pfn {
+        Pfn::containing(self.0)
+    }
+
+    /// Bytes from the frame's beginning.
+    pub const fn offset(self) -> usize {
+        self.0 as usize & (PAGE_SIZE - 1)
+    }
+}
+
+impl From<Pfn> for PhysAddr {
+    fn from(pfn: Pfn) -> Self {
+        Self(pfn.address())
+    }
+}
+
+impl fmt::Debug for PhysAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "phys {:#x}", self.0)
+    }
+}
+
 /// A virtual address of the user half.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]

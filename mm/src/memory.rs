@@ -8,7 +8,7 @@ use crate::frame::FrameAllocator;
 use crate::machine::Machine;
 use crate::object::{Object, ObjectNode};
 use crate::page::MemMap;
-use crate::pgtable::ptlock_cache_init;
+use crate::pgtable::pgtable_init;
 pub use crate::slab::OutOfMemory;
 use crate::slab::{Slab, SlabKind};
 use crate::stats::{Counter, StatsSnapshot};
@@ -38,7 +38,7 @@ impl<M: Machine> Memory<M> {
     ///
     /// # Panics
     ///
-    /// See [`ptlock_cache_init`].
+    /// See [`pgtable_init`].
     pub fn new(machine: M, frames: FrameAllocator<M>) -> Result<Self, OutOfMemory> {
         let zero_page = frames.alloc_zeroed(machine)?;
         let slab = Slab::new()
@@ -47,7 +47,7 @@ impl<M: Machine> Memory<M> {
             .register::<Mm<M>>(SlabKind::AddressSpace)
             .register::<Object<M>>(SlabKind::Object)
             .register::<ObjectNode>(SlabKind::ObjectNode);
-        let slab = ptlock_cache_init(slab, machine, &frames);
+        let slab = pgtable_init(slab, machine, &frames);
         Ok(Self {
             machine,
             frames,

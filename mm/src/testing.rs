@@ -68,6 +68,7 @@ impl<Mode: PagingMode> World<Mode> {
                 SlabKind::Object,
                 SlabKind::ObjectNode,
                 SlabKind::PtlLock,
+                SlabKind::Pgd,
             ] {
                 assert_eq!(self.memory.slab().objects(self.machine.handle(), kind), 0, "{kind:?} objects leaked");
             }

@@ -38,7 +38,7 @@ fn address(page: usize) -> VirtAddr {
 impl Space {
     fn new() -> Self {
         Self {
-            tlb: Box::new(MmTlb::new(7, Pfn(0x100))),
+            tlb: Box::new(MmTlb::new(7, Pfn(0x100).into())),
             entries: [AtomicU64::new(MAPPED), AtomicU64::new(MAPPED)],
             gone: [AtomicBool::new(false), AtomicBool::new(false)],
             done: AtomicUsize::new(0),

@@ -13,7 +13,7 @@ mod remap;
 pub use collapse::CollapseError;
 pub use map::{MapError, Mapping};
 
-use crate::address::{Pfn, VirtAddr};
+use crate::address::{PhysAddr, VirtAddr};
 use crate::gather::FlushPending;
 use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
@@ -34,7 +34,7 @@ pub type MmapWrite<'m, M> = MmapWriteGuard<'m, M>;
 /// An address space. Reached through [`MmRef`].
 pub struct Mm<M: Machine> {
     memory: &'static Memory<M>,
-    pgd: Pfn,
+    pgd: PhysAddr,
     vmas: VmaTree<M>,
     mmap_lock: OwnLine<MmapLock>,
     page_table_lock: OwnLine<PageTableLock<M::Lock>>,
@@ -66,12 +66,12 @@ impl<M: Machine> Mm<M> {
         let pgd = pgd_alloc(memory).map_err(|_| OutOfMemory)?;
         let mm = Self {
             memory,
-            pgd: pgd.pfn(),
+            pgd: pgd.address(),
             vmas: VmaTree::new(),
             mmap_lock: OwnLine(MmapLock::new()),
             page_table_lock: OwnLine(PageTableLock::new()),
             deposits: OwnLine(DepositList::new()),
-            tlb: MmTlb::new(memory.next_mm_id(), pgd.pfn()),
+            tlb: MmTlb::new(memory.next_mm_id(), pgd.address()),
             counts: OwnLine(Counts {
                 pgtables_bytes: AtomicU64::new(0),
                 references: AtomicU32::new(1),
@@ -80,7 +80,7 @@ impl<M: Machine> Mm<M> {
         };
         match memory.alloc_value(SlabKind::AddressSpace, mm) {
             Ok(mm) => {
-                pgd.into_pfn();
+                pgd.keep();
                 Ok(MmRef(mm))
             }
             Err((error, _)) => Err(error),
@@ -97,8 +97,8 @@ impl<M: Machine> Mm<M> {
         self.memory.machine()
     }
 
-    /// Frame of the top table.
-    pub fn pgd(&self) -> Pfn {
+    /// Where the top table lies.
+    pub fn pgd(&self) -> PhysAddr {
         self.pgd
     }
 

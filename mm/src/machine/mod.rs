@@ -4,7 +4,7 @@
 //! implements [`Machine`]. The handle is `Copy` and zero-sized in the kernel. Rule: `mm` reaches CPUs, tables and TLBs
 //! only through this trait, and no implementation calls back into `mm` while it holds a lock of its own.
 
-use crate::address::{Pfn, VirtRange};
+use crate::address::{Pfn, PhysAddr, VirtRange};
 use crate::cpu::{CpuId, CpuLocal, CpuSet, Cpus};
 use crate::pgtable::{Entry, Level, PagingMode};
 use crate::sync::RawLock;
@@ -48,7 +48,7 @@ pub enum PgdLoad {
     /// An address space's.
     User {
         /// Its top table.
-        pgd: Pfn,
+        pgd: PhysAddr,
         /// The tag of its translations, below [`Machine::asids`].
         asid: Asid,
         /// Keep what is cached under the tag; else drop it. Never with one ASID.
@@ -132,7 +132,12 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
 
     /// Maps the table in frame `pfn` for access: `Mode::entries(level)` slots.
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>];
-    /// Ends a `map_table`. A no-op where all memory is mapped for good.
+    /// Maps a top table that is smaller than a frame: `Mode::entries(Mode::TOP)` slots from `pgd` on. The machines of modes
+    /// that have such tables implement it.
+    fn map_small_top(&self, pgd: PhysAddr) -> &[SlotOf<Self>] {
+        unreachable!("top table at {pgd:?}: this machine's are frames")
+    }
+    /// Ends a `map_table` or `map_small_top`. A no-op where all memory is mapped for good.
     fn unmap_table(&self, table: &[SlotOf<Self>]);
     /// Fills a frame nobody else can reach with zeroes.
     fn zero_frame(self, pfn: Pfn);

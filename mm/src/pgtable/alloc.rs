@@ -5,7 +5,7 @@
 
 use super::deposit;
 use super::ptlock::{ptlock_free, ptlock_init};
-use super::{Entry, Level, PagingMode, Table};
+use super::{Entry, Level};
 use crate::address::Pfn;
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::frame::OutOfFrames;
@@ -182,22 +182,6 @@ pub fn pmd_alloc_one<M: Machine>(memory: &Memory<M>) -> Result<UnpublishedTable<
 pub fn pmd_free<M: Machine>(table: UnpublishedTable<'_, M>) {
     debug_assert_eq!(table.level, Level::Pmd);
     drop(table);
-}
-
-/// Makes the top table of a new address space, with the kernel's entries in it.
-///
-/// # Errors
-///
-/// [`OutOfTables`]; whatever had been taken is given back.
-pub(crate) fn pgd_alloc<M: Machine>(memory: &Memory<M>) -> Result<UnpublishedTable<'_, M>, OutOfTables> {
-    let pgd = UnpublishedTable::allocate(memory, M::Mode::TOP)?;
-    memory.machine().fill_kernel_entries(Table::map_private(memory, pgd.pfn, pgd.level).slots());
-    Ok(pgd)
-}
-
-/// Frees the top table of an address space that no CPU has loaded and nobody refers to any more (I36).
-pub(crate) fn pgd_free<M: Machine>(memory: &Memory<M>, pgd: Pfn) {
-    pagetable_dtor_free(memory, pgd);
 }
 
 impl<M: Machine> Drop for UnpublishedTable<'_, M> {

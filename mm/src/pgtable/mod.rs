@@ -11,6 +11,7 @@ mod lockptr;
 mod mode;
 mod nolock;
 mod offset;
+mod pgd;
 mod ptlock;
 mod reclaim;
 mod remove;
@@ -18,8 +19,8 @@ mod second;
 mod table;
 mod zap;
 
+pub(crate) use alloc::pagetable_dtor_free;
 pub use alloc::{OutOfTables, UnpublishedTable, pmd_alloc_one, pmd_free, pte_alloc_one, pte_free};
-pub(crate) use alloc::{pagetable_dtor_free, pgd_alloc, pgd_free};
 pub(crate) use collapse::{Unhooked, unhook_for_collapse};
 pub use deposit::deposited_tables;
 pub(crate) use deposit::{DepositList, deposit};
@@ -32,11 +33,17 @@ pub use lockptr::{
     huge_pte_lock, huge_pte_lockptr, pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr,
     ptep_lockptr, pud_lock, pud_lockptr,
 };
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub use mode::SmallTop;
 pub use mode::{FourLevel, Level, PagingMode, Tiny};
 pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same};
 pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
 };
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub(crate) use pgd::pgd_layout;
+pub use pgd::{pgtable_cache_init, pgtable_init};
+pub(crate) use pgd::{pgd_alloc, pgd_free};
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage, ptlock_cache_init};
 pub(crate) use remove::{Leaf, Regions, entry_end, for_each_leaf, free_pgtables, pmd_table_of};
 pub(crate) use second::{PteSecond, pte_offset_map_lock_second};

@@ -87,6 +87,35 @@ impl PagingMode for FourLevel {
     }
 }
 
+/// A top table of four entries, 32 bytes, and below it PMD and PTE tables of 512, as PAE has them: for the tests of what is
+/// smaller than a frame.
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub struct SmallTop;
+
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+impl PagingMode for SmallTop {
+    type Slot = Slot64;
+    const NAME: &'static str = "small top table";
+    const TOP: Level = Level::Pgd;
+    const USER_END: VirtAddr = VirtAddr(3 << 30);
+
+    fn entries(level: Level) -> usize {
+        if level > Level::Pmd { 4 } else { 512 }
+    }
+
+    fn shift(level: Level) -> u32 {
+        FourLevel::shift(level.min(Level::Pud))
+    }
+
+    fn below(level: Level) -> Option<Level> {
+        match level {
+            Level::Pte => None,
+            Level::Pmd => Some(Level::Pte),
+            Level::Pud | Level::P4d | Level::Pgd => Some(Level::Pmd),
+        }
+    }
+}
+
 /// Two levels of four entries: the smallest mode in which everything above the PTE table still happens. For model
 /// checking; the top table is a PMD table.
 pub struct Tiny;

@@ -3,8 +3,9 @@
 //! Rule: a table reachable by others is seen only under an RCU read section, so its frame cannot be freed under the
 //! reader (1.5 of the spec); the lifetime of [`Table`] is that section's.
 
+use super::pgd::pgd_layout;
 use super::{Entry, EntrySlot, Level, PagingMode, PtlGuard};
-use crate::address::{Pfn, VirtAddr};
+use crate::address::{Pfn, PhysAddr, VirtAddr};
 use crate::address_space::Mm;
 use crate::machine::{Machine, SlotOf};
 use crate::memory::Memory;
@@ -45,10 +46,21 @@ impl<'r, M: Machine> Table<'r, M> {
 
     /// The top table of `mm`, which lives as long as the address space.
     pub fn top(mm: &'r Mm<M>) -> Self {
-        Self::map_private(mm.memory(), mm.pgd(), M::Mode::TOP)
+        Self::map_top(mm.memory(), mm.pgd())
     }
 
-    /// The frame of the table.
+    /// The top table at `pgd`, which the caller keeps.
+    pub(super) fn map_top(memory: &'r Memory<M>, pgd: PhysAddr) -> Self {
+        if pgd_layout::<M>().is_none() {
+            return Self::map_private(memory, pgd.pfn(), M::Mode::TOP);
+        }
+        let machine = memory.machine_ref();
+        let (pfn, slots) = (pgd.pfn(), machine.map_small_top(pgd));
+        debug_assert_eq!(slots.len(), M::Mode::entries(M::Mode::TOP));
+        Self { machine, page: memory.memmap().page(pfn), pfn, level: M::Mode::TOP, slots }
+    }
+
+    /// The frame of the table; a small top table shares it with others.
     pub fn pfn(&self) -> Pfn {
         self.pfn
     }

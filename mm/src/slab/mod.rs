@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod objects;
+mod pgd;
 
 use crate::address::Pfn;
 use crate::config::PAGE_SIZE;
@@ -95,8 +96,18 @@ impl<M: Machine> Slab<M> {
     ///
     /// If an object does not fit in a frame.
     #[must_use]
-    pub fn register<T>(mut self, kind: SlabKind) -> Self {
-        self.caches[kind as usize].geometry = Some(Geometry::of(Layout::new::<T>()));
+    pub fn register<T>(self, kind: SlabKind) -> Self {
+        self.register_layout(kind, Layout::new::<T>())
+    }
+
+    /// As [`register`](Self::register), for objects of `layout`.
+    ///
+    /// # Panics
+    ///
+    /// If an object does not fit in a frame.
+    #[must_use]
+    pub fn register_layout(mut self, kind: SlabKind, layout: Layout) -> Self {
+        self.caches[kind as usize].geometry = Some(Geometry::of(layout));
         self
     }
 

@@ -27,7 +27,7 @@ pub use shootdown::service;
 pub(crate) use switch::evict_lazy;
 pub use switch::{enter_lazy, switch};
 
-use crate::address::Pfn;
+use crate::address::PhysAddr;
 use crate::cpu::{CpuMask, CpuSet};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, const_new, plain};
 use asid::AsidSlots;
@@ -38,7 +38,7 @@ use shootdown::Requests;
 pub struct MmTlb {
     /// Never 0 and never used again, so that no CPU takes what it cached of another address space for this one's.
     ctx_id: u64,
-    pgd: Pfn,
+    pgd: PhysAddr,
     /// Raised by every flush, after the tables were changed and before the mask is read.
     tlb_gen: AtomicU64,
     cpus: CpuMask,
@@ -46,7 +46,7 @@ pub struct MmTlb {
 
 impl MmTlb {
     /// Of an address space with top table `pgd` that nobody has loaded. `ctx_id` is not 0 and never used again.
-    pub fn new(ctx_id: u64, pgd: Pfn) -> Self {
+    pub fn new(ctx_id: u64, pgd: PhysAddr) -> Self {
         Self { ctx_id, pgd, tlb_gen: AtomicU64::new(1), cpus: CpuMask::new() }
     }
 

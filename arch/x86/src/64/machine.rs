@@ -192,13 +192,13 @@ unsafe impl Machine for X86 {
 
     fn load_pgd(self, load: PgdLoad) {
         let (pgd, context) = match load {
-            PgdLoad::Kernel => (kernel_map::top(), Context::KERNEL),
+            PgdLoad::Kernel => (kernel_map::top().into(), Context::KERNEL),
             PgdLoad::User { pgd, asid, keep } if self.asids() > 1 => (pgd, Context::of(asid.0, keep)),
             PgdLoad::User { pgd, .. } => (pgd, Context::KERNEL),
         };
         // SAFETY: every top table has the kernel's half; whoever loads one keeps it until another is loaded. `asids` says
         // whether there are contexts.
-        unsafe { paging::load_root(pgd.address() as usize, context) }
+        unsafe { paging::load_root(pgd.0 as usize, context) }
     }
 
     fn flush_local(self, flush: LocalFlush) {

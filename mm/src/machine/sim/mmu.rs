@@ -8,7 +8,7 @@
 use super::memory::PhysicalMemory;
 use super::violation::Cached;
 use super::walk::hw;
-use crate::address::{Pfn, VirtAddr, VirtRange};
+use crate::address::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use crate::config::{PAGE_SHIFT, PAGE_SIZE};
 use crate::machine::PgdLoad;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
@@ -39,7 +39,7 @@ struct Kept {
 
 /// The caches of one CPU.
 pub(super) struct Mmu<Mode> {
-    top: Option<Pfn>,
+    top: Option<PhysAddr>,
     asid: u8,
     tlb: Cache,
     tables: Cache,
@@ -52,7 +52,7 @@ impl<Mode: PagingMode> Mmu<Mode> {
     }
 
     /// The loaded top table.
-    pub(super) fn top(&self) -> Option<Pfn> {
+    pub(super) fn top(&self) -> Option<PhysAddr> {
         self.top
     }
 
@@ -79,10 +79,10 @@ impl<Mode: PagingMode> Mmu<Mode> {
         }
         self.named().for_each(|pfn| memory.name(pfn));
         if let Some(new) = top {
-            memory.name(new);
+            memory.name(new.pfn());
         }
         if let Some(old) = std::mem::replace(&mut self.top, top) {
-            memory.unname(old);
+            memory.unname(old.pfn());
         }
         let leaves =
             self.loaded(&self.tlb).filter(|(key, kept)| lives::<Mode, S>(memory, key, kept.entry) != kept.lives);
@@ -220,7 +220,7 @@ impl<Mode: PagingMode> Mmu<Mode> {
 
     /// As what the CPU still knows frame `pfn`: first as what its walker would use on its own account.
     pub(super) fn knows(&self, pfn: Pfn) -> Option<Cached> {
-        if self.top == Some(pfn) {
+        if self.top.map(PhysAddr::pfn) == Some(pfn) {
             return Some(Cached::Top);
         }
         if let Some((key, _)) = self.loaded(&self.tables).find(|(_, kept)| hw::pfn(kept.entry) == pfn) {

@@ -31,10 +31,10 @@ pub use user::User;
 pub use violation::{Cached, SimViolation};
 
 use super::{FrameUse, LocalFlush, Machine, PgdLoad, WaitingRule};
-use crate::address::{Pfn, VirtAddr, VirtRange};
+use crate::address::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use crate::cpu::{CpuId, CpuSet, Cpus};
 use crate::page::MemMap;
-use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
+use crate::pgtable::{Entry, EntrySlot, Level, PagingMode, pgd_layout};
 use crate::sync::BuildLock;
 use cpu::{FLUSH, KICK, SimCpu};
 use current::Passage;
@@ -107,7 +107,8 @@ impl<Mode: PagingMode> Sim<Mode> {
     }
 
     /// Complains if a CPU that has `top` loaded, and not lazily, can still translate an address of `range` (I29).
-    pub fn assert_no_translation(self, top: Pfn, range: VirtRange) {
+    pub fn assert_no_translation(self, top: impl Into<PhysAddr>, range: VirtRange) {
+        let top = top.into();
         for cpu in &self.state.cpus {
             let mmu = cpu.mmu();
             let in_use = mmu.top() == Some(top) && !self.state.locals.of(cpu.id()).tlb.is_lazy();
@@ -148,8 +149,8 @@ impl<Mode: PagingMode> Sim<Mode> {
     }
 
     /// The entry the tables below `top` hold for `address` right now, as a walker sees it; `None` if not present.
-    pub fn peek(self, top: Pfn, address: VirtAddr) -> Option<Entry> {
-        walk::peek::<Mode>(&self.state.memory, top, address).map(|(_, entry)| entry)
+    pub fn peek(self, top: impl Into<PhysAddr>, address: VirtAddr) -> Option<Entry> {
+        walk::peek::<Mode>(&self.state.memory, top.into(), address).map(|(_, entry)| entry)
     }
 
     /// The contents of a frame, read past every CPU and cache.
@@ -266,6 +267,13 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         &self.state.memory.slots_of(pfn)[..Mode::entries(level)]
     }
 
+    fn map_small_top(&self, pgd: PhysAddr) -> &[SimSlot<Mode::Slot>] {
+        self.passes();
+        self.state.expect_use(pgd.pfn(), top_use::<Self>());
+        let first = pgd.offset() / size_of::<SimSlot<Mode::Slot>>();
+        &self.state.memory.slots_of(pgd.pfn())[first..first + Mode::entries(Mode::TOP)]
+    }
+
     fn unmap_table(&self, _table: &[SimSlot<Mode::Slot>]) {
         self.passes();
     }
@@ -301,7 +309,7 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     fn load_pgd(self, load: PgdLoad) {
         self.passes();
         if let PgdLoad::User { pgd, .. } = load {
-            self.state.expect_use(pgd, FrameUse::Table);
+            self.state.expect_use(pgd.pfn(), top_use::<Self>());
         }
         let tagged = self.state.config.asids > 1;
         let cpu = self.me();
@@ -324,4 +332,9 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         self.passes();
         self.interrupt(cpu, FLUSH);
     }
+}
+
+/// What the frame of a top table is used for.
+fn top_use<M: Machine>() -> FrameUse {
+    if pgd_layout::<M>().is_some() { FrameUse::Data } else { FrameUse::Table }
 }

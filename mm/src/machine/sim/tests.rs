@@ -110,7 +110,7 @@ impl Rig {
 
 /// Loads a top table; drops what was cached.
 fn load(sim: Sim<Tiny>, pgd: Pfn) {
-    sim.load_pgd(PgdLoad::User { pgd, asid: Asid(0), keep: false });
+    sim.load_pgd(PgdLoad::User { pgd: pgd.into(), asid: Asid(0), keep: false });
 }
 
 fn range(start: u64, end: u64) -> VirtRange {

@@ -2,9 +2,9 @@
 //!
 //! Rule: whatever is cached is used, however old, since hardware may; the tables are read only where nothing is cached.
 
-use super::memory::PhysicalMemory;
+use super::memory::{PhysicalMemory, SLOTS};
 use super::mmu::{Mmu, frame_of};
-use crate::address::{Pfn, VirtAddr};
+use crate::address::{Pfn, PhysAddr, VirtAddr};
 use crate::machine::FrameUse;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
 
@@ -87,14 +87,14 @@ pub(super) fn translate<Mode: PagingMode>(
         // The first store through this translation: D has to be set in the tables, so they are walked.
     }
     let (mut level, mut table, mut above) = match mmu.table(address) {
-        Some((level, entry)) => (below::<Mode>(level)?, hw::pfn(entry), entry),
+        Some((level, entry)) => (below::<Mode>(level)?, hw::pfn(entry).into(), entry),
         None => (Mode::TOP, mmu.top().ok_or(WalkError::PageFault)?, NO_LEVEL_ABOVE),
     };
     loop {
-        if memory.frame_use(table) != Some(FrameUse::Table) {
-            return Err(WalkError::NotATable(table));
+        if memory.frame_use(table.pfn()) != Some(use_of_table::<Mode>(level)) {
+            return Err(WalkError::NotATable(table.pfn()));
         }
-        let slot = memory.slots_of(table)[Mode::index(level, address)].hardware();
+        let slot = memory.slots_of(table.pfn())[slot_index::<Mode>(table, level, address)].hardware();
         let (entry, is_leaf) = touch(slot, level, write, above)?;
         let folded = hw::fold(entry, above);
         if is_leaf {
@@ -105,19 +105,19 @@ pub(super) fn translate<Mode: PagingMode>(
             return Ok(frame_of::<Mode>(level, folded, address));
         }
         mmu.cache_table(memory, level, address, folded);
-        (level, table, above) = (below::<Mode>(level)?, hw::pfn(entry), folded);
+        (level, table, above) = (below::<Mode>(level)?, hw::pfn(entry).into(), folded);
     }
 }
 
 /// What the tables say about `address` right now, without touching or caching anything.
 pub(super) fn peek<Mode: PagingMode>(
     memory: &PhysicalMemory<Mode::Slot>,
-    top: Pfn,
+    top: PhysAddr,
     address: VirtAddr,
 ) -> Option<(Level, Entry)> {
     let (mut level, mut table, mut above) = (Mode::TOP, top, NO_LEVEL_ABOVE);
     loop {
-        let entry = memory.slots(table)?[Mode::index(level, address)].hardware().load();
+        let entry = memory.slots(table.pfn())?[slot_index::<Mode>(table, level, address)].hardware().load();
         if !hw::is_present(entry) {
             return None;
         }
@@ -125,8 +125,19 @@ pub(super) fn peek<Mode: PagingMode>(
         if level == Level::Pte || hw::is_large(entry) {
             return Some((level, folded));
         }
-        (level, table, above) = (Mode::below(level)?, hw::pfn(entry), folded);
+        (level, table, above) = (Mode::below(level)?, hw::pfn(entry).into(), folded);
     }
+}
+
+/// Which slot of its frame translates `address`: a small top table begins anywhere in its frame.
+fn slot_index<Mode: PagingMode>(table: PhysAddr, level: Level, address: VirtAddr) -> usize {
+    table.offset() / size_of::<u64>() + Mode::index(level, address)
+}
+
+/// What the frame of a table of `level` is used for.
+fn use_of_table<Mode: PagingMode>(level: Level) -> FrameUse {
+    let is_small = level == Mode::TOP && level > Level::Pmd && Mode::entries(level) < SLOTS;
+    if is_small { FrameUse::Data } else { FrameUse::Table }
 }
 
 /// Reads an entry and sets its A bit, and D in a leaf for a store, atomically with the check that it is still the same.

@@ -109,7 +109,7 @@ fn a_bad_entry_above_is_reported_and_cleared_too() {
         let mm = corrupted(&world, Entry::NONE);
         let elsewhere = page(1 << 27);
         let top = world.machine.handle();
-        top.set_frame_word(mm.pgd(), FourLevel::index(Level::Pgd, elsewhere), bad(&world).0);
+        top.set_frame_word(mm.pgd().pfn(), FourLevel::index(Level::Pgd, elsewhere), bad(&world).0);
         let rcu = rcu::read_lock(mm.machine());
         assert!(pmd_offset(&mm, &rcu, elsewhere).is_none());
         assert!(pmd_offset(&mm, &rcu, elsewhere).is_none());
