@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch_x86::machine::X86;
 use arch_x86::{percpu, time};
+use mm::config::USE_SPLIT_PTE_PTLOCKS;
 use mm::cpu::CpuSet;
 use mm::machine::Machine;
 use mm::pgtable::{pmd_offset, pte_offset_map_lock};
@@ -21,7 +22,8 @@ use crate::sync::acquisitions;
 use crate::workload::crew;
 
 ktest! {
-    /// A page fault on a present table takes one lock of any kind, `mm`'s or the kernel's, and it is the PTE table's.
+    /// A page fault on a present table takes one lock of any kind, `mm`'s or the kernel's, and it is the PTE table's. It
+    /// stores to no line of the address space or the region, but where replacing a page flushes it: a flush is counted there.
     fn a_fault_on_a_present_table_takes_one_lock_of_any_kind(_t: &TestContext) {
         let mm = Mm::create(memory())?;
         let object = Object::create(memory(), 64)?;
@@ -44,6 +46,7 @@ ktest! {
             let mut fewest = u64::MAX;
             for number in first..first + 16 {
                 stock_a_frame()?;
+                let lines = shared_lines(&mm, number)?;
                 let before = (X86.local().stats.snapshot(), acquisitions(percpu::cpu()));
                 touch(number)?;
                 let after = (X86.local().stats.snapshot(), acquisitions(percpu::cpu()));
@@ -51,6 +54,10 @@ ktest! {
                 let of_mm = taken.locks(LockClass::ALL, LockCounter::Acquired);
                 ktest_assert!(of_mm == 1, "{what}: {of_mm} locks of mm");
                 ktest_assert_eq!(taken.locks(&[LockClass::Pte], LockCounter::Acquired), 1);
+                // With the single lock, the lock itself is in the address space.
+                let stored = lines != shared_lines(&mm, number)?;
+                let must_store = what == "zero page replaced" || !USE_SPLIT_PTE_PTLOCKS;
+                ktest_assert!(stored == must_store, "{what}: {} shared line is stored to", if stored { "a" } else { "no" });
                 fewest = fewest.min(after.1 - before.1);
             }
             ktest_assert!(fewest == 0, "{what}: {fewest} locks of the kernel");
@@ -186,6 +193,24 @@ ktest! {
             ktest_assert_eq!(read(number)?, t.cpus() as u64);
         }
     }
+}
+
+/// Every byte of the lines of the address space and of the region of page `number`.
+fn shared_lines(mm: &Mm, number: u64) -> Result<Vec<u8>, Stop> {
+    const LINE: usize = 64;
+    let rcu = rcu::read_lock(X86);
+    let region = mm.find_vma(&rcu, page(number)).ok_or("no region")?;
+    let mut bytes = Vec::new();
+    for (start, size) in [
+        ((&raw const *mm).expose_provenance(), size_of_val(mm)),
+        ((&raw const *region).expose_provenance(), size_of_val(region)),
+    ] {
+        let lines = start & !(LINE - 1)..(start + size).next_multiple_of(LINE);
+        // SAFETY: the value and what shares its lines lie in a frame of mapped memory; only the bytes are looked at, and no
+        // other CPU is in this address space.
+        bytes.extend(lines.map(|at| unsafe { core::ptr::read_volatile(core::ptr::with_exposed_provenance::<u8>(at)) }));
+    }
+    Ok(bytes)
 }
 
 /// Tickets have 12 bits; this many above them.
