@@ -204,6 +204,13 @@ fn a_pmd_that_is_the_same_proves_the_table_attached() {
     );
 }
 
+/// I19: a check that fails unlocks before it ends the read section. The other way round the destructor could come between,
+/// and find its table's lock held (I12).
+#[test]
+fn what_is_let_go_is_unlocked_before_it_may_be_freed() {
+    against_detach(Rcu::Real, free, |mm| with_map(mm, UNTOUCHED, |map, _| drop(map.lock_if_pmd_same())));
+}
+
 /// Spec 1.6 c, I21: an entry that is still what it was, and was not none, is in a table that is attached.
 #[test]
 fn an_entry_that_is_the_same_proves_the_table_attached() {

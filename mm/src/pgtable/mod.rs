@@ -42,8 +42,8 @@ pub use offset::{
 };
 #[cfg(all(any(test, feature = "sim"), not(loom)))]
 pub(crate) use pgd::pgd_layout;
-pub use pgd::{pgtable_cache_init, pgtable_init};
 pub(crate) use pgd::{pgd_alloc, pgd_free};
+pub use pgd::{pgtable_cache_init, pgtable_init};
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage, ptlock_cache_init};
 pub(crate) use remove::{Leaf, Regions, entry_end, for_each_leaf, free_pgtables, pmd_table_of};
 pub(crate) use second::{PteSecond, pte_offset_map_lock_second};

@@ -9,12 +9,14 @@ use crate::config::{ALLOC_SPLIT_PTLOCKS, USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PT
 use crate::cpu::CpuId;
 use crate::fault::handle_mm_fault;
 use crate::machine::Machine;
-use crate::machine::sim::SimConfig;
+use crate::machine::sim::{Sim, SimConfig};
+use crate::memory::Memory;
 use crate::page::PageType;
 use crate::pgtable::{Entry, FourLevel, Level, PagingMode, pmd_install, pmd_offset, pte_offset_map};
 use crate::sync::rcu;
 use crate::testing::{World, map_anonymous, page, pages};
 use crate::vma::Access;
+use std::collections::BTreeSet;
 
 type TestWorld = World<FourLevel>;
 
@@ -178,6 +180,41 @@ fn a_table_whose_lock_is_held_is_not_destroyed() {
         let pmd = pmds.slot(page(0x200));
         let _locked = crate::pgtable::pte_offset_map_lock(&mm, pmd, page(0x200)).unwrap();
         pagetable_dtor(world.memory, pmd.load().pfn());
+    });
+}
+
+/// The frames of all tables below `table`, which must each come up once.
+fn collect_tables(memory: &'static Memory<Sim<FourLevel>>, table: Entry, level: Level, found: &mut BTreeSet<u64>) {
+    assert!(found.insert(table.pfn().0), "{table:?} hangs in two slots");
+    let Some(below) = FourLevel::below(level) else { return };
+    let words = memory.machine().frame_words(table.pfn());
+    for entry in words.into_iter().map(Entry).filter(|entry| entry.is_table()) {
+        collect_tables(memory, entry, below, found);
+    }
+}
+
+/// I2, I5: after faults of all CPUs, a fork and an unmapping, each table hangs in one slot of one address space, and all that
+/// are counted hang somewhere.
+#[test]
+fn each_table_hangs_in_one_slot() {
+    let world = World::<FourLevel>::new(SimConfig::racy(512, 4, 7));
+    let mm = world.alone(|| world.mm());
+    world.alone(|| map_anonymous(&mm, pages(0x1f8, 0x808)));
+    world.machine.run_all(|_| {
+        for number in [0x1f8, 0x200, 0x3ff, 0x400, 0x600, 0x800] {
+            handle_mm_fault(&mm, page(number), Access::Write).unwrap();
+        }
+    });
+    world.alone(|| {
+        let child = mm.fork().unwrap();
+        child.munmap(pages(0x400, 0x600)).unwrap();
+        world.settle();
+        let mut found = BTreeSet::new();
+        for space in [&mm, &child] {
+            collect_tables(world.memory, Entry::table(space.pgd().pfn()), Level::Pgd, &mut found);
+        }
+        assert_eq!(found.len() as u64, world.memory.page_tables());
+        drop((mm, child));
     });
 }
 

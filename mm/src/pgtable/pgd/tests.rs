@@ -29,7 +29,7 @@ fn small_top_tables_share_a_frame_of_the_slab() {
         for mm in &spaces {
             let descriptor = world.memory.memmap().page(mm.pgd().pfn());
             assert_eq!((mm.pgd().0 % 32, descriptor.page_type()), (0, PageType::Slab));
-            assert!(!descriptor.ptl.is_live());
+            assert!(descriptor.ptl.is_empty());
             assert!(Table::top(mm).slots().iter().all(|slot| crate::pgtable::EntrySlot::load(slot) == Entry::NONE));
         }
         assert_eq!(world.memory.page_tables(), 0);
