@@ -140,6 +140,9 @@ pub fn handle_mm_fault<M: Machine>(mm: &Mm<M>, address: VirtAddr, access: Access
             }
             Err(Setback::OutOfFrames) if !reclaimed => {
                 mm.memory().reclaim();
+                // An attempt is one read section: afterwards what others had taken is installed, perhaps just where it is
+                // wanted here, or given back.
+                rcu::synchronize_expedited(mm.memory().rcu(), machine);
                 reclaimed = true;
             }
             Err(Setback::OutOfFrames) => {

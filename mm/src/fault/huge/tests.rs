@@ -511,6 +511,25 @@ mod races {
         }
     }
 
+    /// There are fewer blocks than CPUs that want one for the same page: whoever finds none waits for those who did, and finds
+    /// the page.
+    #[test]
+    fn a_race_for_the_last_block_leaves_nobody_without_memory() {
+        for seed in 0..8 {
+            let world: World<Small> = racy(64, seed);
+            let mm = world.alone(|| {
+                let mm = world.mm();
+                mm.mmap(pages(16, 32), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud)).unwrap();
+                mm
+            });
+            world.machine.run_all(|cpu| {
+                let process = Process::enter(&world, &mm);
+                process.write(page(16 + u64::from(cpu.0)), 1).unwrap();
+            });
+            world.alone(|| drop(mm));
+        }
+    }
+
     /// Explicit pages of both sizes: one page each, whoever is faster, and every increment in it.
     #[test]
     fn explicit_huge_faults_race() {
