@@ -4,6 +4,7 @@
 //! says why it does not.
 
 mod algorithms;
+mod configuration;
 mod failure;
 mod fault;
 mod helpers;

@@ -1,0 +1,82 @@
+//! Where a table's lock comes from in this build, and that whoever nests two need not know (spec 2.1).
+
+use core::ptr;
+
+use arch_x86::machine::X86;
+use mm::address_space::Mm;
+use mm::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
+use mm::fault::handle_mm_fault;
+use mm::machine::Machine;
+use mm::pgtable::{pmd_lock, pmd_lockptr, pmd_offset, pmd_trylock, pte_lock_second, pte_lockptr, pte_offset_map_lock};
+use mm::sync::{RawLock, rcu};
+use mm::vma::Access;
+
+use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+use crate::memory::{MmRef, memory};
+use crate::tests::support::{TABLE, map_anonymous, page, pages};
+
+/// An address space with two PTE tables in one PMD table.
+fn two_tables() -> Result<MmRef, &'static str> {
+    let mm = Mm::create(memory()).map_err(|_| "no address space")?;
+    map_anonymous(&mm, pages(0, 2 * TABLE)).map_err(|_| "no region")?;
+    for number in [0, TABLE] {
+        handle_mm_fault(&mm, page(number), Access::Write).map_err(|_| "no page")?;
+    }
+    Ok(mm)
+}
+
+ktest! {
+    /// I26, spec 2.1: with one lock all names of an address space mean it; split locks differ pairwise.
+    fn locks_are_those_of_the_configuration(_t: &TestContext) {
+        let mm = two_tables()?;
+        let rcu = rcu::read_lock(X86);
+        let pmds = pmd_offset(&mm, &rcu, page(0)).ok_or("no PMD table")?;
+        let (first, second) = (pmds.slot(page(0)), pmds.slot(page(TABLE)));
+        let one = pte_lockptr(&mm, first.load());
+        let other = pte_lockptr(&mm, second.load());
+        let pmd = pmd_lockptr(&mm, first);
+        let same = |a: &<X86 as Machine>::Lock, b: &<X86 as Machine>::Lock| ptr::eq(a, b);
+        ktest_assert_eq!(same(one, other), !USE_SPLIT_PTE_PTLOCKS);
+        ktest_assert_eq!(same(one, pmd), !USE_SPLIT_PTE_PTLOCKS);
+        ktest_assert!(same(pmd, pmd_lockptr(&mm, second)));
+        let elsewhere = two_tables()?;
+        let theirs = pmd_offset(&elsewhere, &rcu, page(0)).ok_or("no PMD table")?;
+        ktest_assert!(!same(pmd, pmd_lockptr(&elsewhere, theirs.slot(page(0)))), "two address spaces, two locks");
+        // With split PMD locks the table above has the only `page_table_lock`, which is none of these.
+        ktest_assert_eq!(USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS && mm::config::ARCH_ENABLE_SPLIT_PMD_PTLOCK);
+    }
+
+    /// Where two names may mean one lock, addresses are compared before the second lock and before the second unlock:
+    /// PMD then PTE, PTE beside PTE, and a PMD lock tried under a PTE lock.
+    fn one_lock_by_two_names_is_taken_and_released_once(_t: &TestContext) {
+        let mm = two_tables()?;
+        let held = || X86.local().held.count();
+        let before = held();
+        let rcu = rcu::read_lock(X86);
+        let pmds = pmd_offset(&mm, &rcu, page(0)).ok_or("no PMD table")?;
+        let (first, second) = (pmds.slot(page(0)), pmds.slot(page(TABLE)));
+        let two = usize::from(USE_SPLIT_PTE_PTLOCKS);
+
+        let outer = pmd_lock(&mm, first);
+        let inner = pte_lock_second(&outer, pte_lockptr(&mm, first.load()));
+        ktest_assert_eq!((inner.is_some(), held()), (USE_SPLIT_PTE_PTLOCKS, before + 1 + two));
+        drop(inner);
+        ktest_assert!(pmd_lockptr(&mm, first).is_locked(), "released with the inner name");
+        ktest_assert_eq!(held(), before + 1);
+        drop(outer);
+        ktest_assert!(!pmd_lockptr(&mm, first).is_locked());
+
+        let pte = pte_offset_map_lock(&mm, first, page(0)).ok_or("no PTE table")?;
+        let beside = pte_lock_second(pte.guard(), pte_lockptr(&mm, second.load()));
+        ktest_assert_eq!((beside.is_some(), held()), (USE_SPLIT_PTE_PTLOCKS, before + 1 + two));
+        drop(beside);
+        ktest_assert!(pte_lockptr(&mm, first.load()).is_locked(), "released with the other table's name");
+        let tried = pmd_trylock(pte.guard(), &mm, first);
+        ktest_assert_eq!((tried.is_some(), held()), (USE_SPLIT_PTE_PTLOCKS, before + 1 + two));
+        drop(tried);
+        ktest_assert_eq!(held(), before + 1);
+        drop(pte);
+        ktest_assert_eq!(held(), before);
+        ktest_assert!(!pte_lockptr(&mm, first.load()).is_locked());
+    }
+}
