@@ -112,7 +112,7 @@ impl McsLock {
         wait.take_ticket(FIRST, UNKNOWN_TURNS);
         // Acquire pairs with the Release of the last unlock. Only the first of the queue takes a lock that others queue for.
         self.sleep_until(&wait, || self.0.load(Ordering::Acquire) & LOCKED == 0);
-        self.take_as_first(machine, me);
+        self.take_as_first(machine, me, class);
         wait.end();
     }
 
@@ -130,17 +130,18 @@ impl McsLock {
     }
 
     /// Takes the free lock as the first of the queue, and passes that place on if anyone is there to have it.
-    fn take_as_first<M: Machine>(&self, machine: M, me: u32) {
+    fn take_as_first<M: Machine>(&self, machine: M, me: u32, class: LockClass) {
         // Relaxed, twice: the first has acquired the lock when it saw it free, and nobody else could take it since.
         let alone = self.0.compare_exchange(me << LAST_SHIFT, LOCKED, Ordering::Relaxed, Ordering::Relaxed);
         if alone.is_err() {
             self.0.fetch_or(LOCKED, Ordering::Relaxed);
-            self.pass_on(machine);
+            let kicked = self.pass_on(machine);
+            taking::count_kick(machine, class, kicked);
         }
     }
 
-    /// Tells the next in the queue that it is the first now.
-    fn pass_on<M: Machine>(&self, machine: M) {
+    /// Tells the next in the queue that it is the first now. Returns whether it had to be woken for that.
+    fn pass_on<M: Machine>(&self, machine: M) -> bool {
         let node = &machine.local().queue;
         let next = loop {
             // Acquire pairs with the Release in `wait`. The other one links itself right after it became the last.
@@ -153,7 +154,7 @@ impl McsLock {
         machine.cpus().of(next).queue.first.store(1, Ordering::Release);
         // Pairs with the fence in `sleep_until`.
         fence(Ordering::SeqCst);
-        kick_ticket(machine, self.address(), link(next));
+        kick_ticket(machine, self.address(), link(next))
     }
 
     fn sleep_until<M: Machine>(&self, wait: &Wait<'_, M>, mine: impl Fn() -> bool) {

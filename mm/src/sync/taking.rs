@@ -27,7 +27,7 @@ pub(super) fn gives_up<M: Machine>(machine: M, lock: usize) -> LockClass {
     machine.local().held.remove(lock)
 }
 
-/// Counts a kick that an unlock led to, if it did.
+/// Counts a kick, if there was one.
 pub(super) fn count_kick<M: Machine>(machine: M, class: LockClass, kicked: bool) {
     if kicked {
         machine.local().stats.add_lock(class, LockCounter::Kicks, 1);

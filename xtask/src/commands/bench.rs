@@ -5,6 +5,7 @@
 
 use std::num::NonZero;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -20,6 +21,11 @@ use crate::runner::{self, Medium};
 use crate::setup::qemu;
 use crate::symbolise::Symbols;
 use crate::workspace::Workspace;
+
+/// Time for each round of a bench, on the guest's clock: several times what a round takes on a host with other work.
+const ROUND_LIMIT: Duration = Duration::from_secs(60);
+/// Rounds for which there is time where the kernel chooses how many.
+const USUAL_ROUNDS: u64 = 5;
 
 impl BenchName {
     /// All of them.
@@ -74,7 +80,8 @@ pub fn bench(workspace: &Workspace, options: &cli::Bench) -> Result<bool> {
                 Clock::Host => None,
             });
             let task = Task::Workload { name: bench.workload().to_owned(), rounds };
-            let plan = guest::plan(&options.guest, machine, Medium::Pvh(kernel.clone()), task, options.guest.seed);
+            let mut plan = guest::plan(&options.guest, machine, Medium::Pvh(kernel.clone()), task, options.guest.seed);
+            plan.timeout.get_or_insert(time_limit(rounds));
             run::announce(&plan);
             let run = runner::run(workspace, &emulator, &plan, &mut ())?;
             if !run.verdict.passed() {
@@ -93,6 +100,12 @@ pub fn bench(workspace: &Workspace, options: &cli::Bench) -> Result<bool> {
         super::write(path, &(json + "\n"))?;
     }
     Ok(true)
+}
+
+/// How long the kernel may take for so many rounds; a day at most.
+fn time_limit(rounds: Option<u64>) -> Duration {
+    let rounds = rounds.unwrap_or(USUAL_ROUNDS).min(1440);
+    ROUND_LIMIT * u32::try_from(rounds).unwrap_or(1440)
 }
 
 fn table(bench: BenchName, rows: &[Row]) -> String {
