@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::compare::{COUNTED_ROUNDS, on_its_clock};
+use super::compare::on_its_clock;
 use super::{guest, run};
 use crate::build::{Builder, Variant};
 use crate::cli::{self, BenchName};
-use crate::machine::{Clock, Machine, Task};
+use crate::machine::{Machine, Task};
 use crate::postmortem;
 use crate::report::bench::{self, Row};
 use crate::runner::{self, Medium};
@@ -75,13 +75,9 @@ pub fn bench(workspace: &Workspace, options: &cli::Bench) -> Result<bool> {
     let mut all = Vec::new();
     for bench in options.bench.map_or(BenchName::ALL.to_vec(), |one| vec![one]) {
         for machine in machines(bench, asked, cores, options.threads) {
-            let rounds = options.rounds.or(match machine.clock {
-                Clock::Instructions { .. } => Some(COUNTED_ROUNDS),
-                Clock::Host => None,
-            });
-            let task = Task::Workload { name: bench.workload().to_owned(), rounds };
+            let task = Task::Workload { name: bench.workload().to_owned(), rounds: options.rounds };
             let mut plan = guest::plan(&options.guest, machine, Medium::Pvh(kernel.clone()), task, options.guest.seed);
-            plan.timeout.get_or_insert(time_limit(rounds));
+            plan.timeout.get_or_insert(time_limit(options.rounds));
             run::announce(&plan);
             let run = runner::run(workspace, &emulator, &plan, &mut ())?;
             if !run.verdict.passed() {
@@ -126,7 +122,7 @@ fn machines(bench: BenchName, asked: Machine, cores: usize, threads: bool) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Accelerator;
+    use crate::machine::{Accelerator, Clock};
 
     #[test]
     fn contests_are_held_on_both_clocks_where_cores_are_too_few() {

@@ -25,7 +25,7 @@ const RUNS: u64 = 5;
 /// Each instruction takes four nanoseconds: the counted clock that is nearest to how fast QEMU translates.
 const TURNS: Clock = Clock::Instructions { shift: 2 };
 /// Rounds of the workload under a counted clock, where more only repeat what one says, and take long.
-pub(super) const COUNTED_ROUNDS: u64 = 1;
+const COUNTED_ROUNDS: u64 = 1;
 
 /// Builds both, runs them in turn, prints the ratios.
 pub fn compare(
