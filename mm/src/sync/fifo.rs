@@ -24,9 +24,12 @@ const TICKET_MASK: u32 = (1 << TICKET_BITS) - 1;
 /// The tail ends the word, so that its carry falls off.
 const TAIL_SHIFT: u32 = u32::BITS - TICKET_BITS;
 const TAIL: u32 = 1 << TAIL_SHIFT;
+/// The head is its neighbour, in models too, so that a carry out of it is seen.
+const HEAD_SHIFT: u32 = TAIL_SHIFT - TICKET_BITS;
+const HEAD: u32 = 1 << HEAD_SHIFT;
 
 // A CPU has at most one ticket: it waits with nothing else running (I45).
-const _: () = assert!(NR_CPUS < 1 << TICKET_BITS && TAIL_SHIFT >= TICKET_BITS);
+const _: () = assert!(NR_CPUS < 1 << TICKET_BITS);
 
 /// A value of the lock word.
 #[derive(Clone, Copy)]
@@ -38,7 +41,7 @@ impl Word {
     }
 
     fn head(self) -> u32 {
-        self.0 & TICKET_MASK
+        self.0 >> HEAD_SHIFT & TICKET_MASK
     }
 
     /// Tickets out, the owner's included. Truncated to a ticket's width, or it is wrong when tail has wrapped (I49).
@@ -122,9 +125,9 @@ impl RawLock for FifoLock {
         // Release: what the owner did is seen by the next one. At its largest value head goes back to zero by itself, or its
         // carry would leave the half word.
         let before = Word(if head == TICKET_MASK {
-            self.0.fetch_sub(TICKET_MASK, Ordering::Release)
+            self.0.fetch_sub(TICKET_MASK * HEAD, Ordering::Release)
         } else {
-            self.0.fetch_add(1, Ordering::Release)
+            self.0.fetch_add(HEAD, Ordering::Release)
         });
         // From here on the lock is only an address.
         let kicked = before.tickets() > 1 && {
