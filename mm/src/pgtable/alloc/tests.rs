@@ -60,12 +60,12 @@ fn a_constructor_that_fails_changes_nothing() {
     let world = calm();
     world.alone(|| {
         let injection = &world.machine.cpus().of(CpuId(0)).injection;
-        let pfn = frame(&world);
-        let descriptor = world.memory.memmap().page(pfn);
         for (constructor, has_lock) in [
             (pagetable_pte_ctor as fn(&_, _) -> _, USE_SPLIT_PTE_PTLOCKS),
             (pagetable_pmd_ctor as fn(&_, _) -> _, USE_SPLIT_PMD_PTLOCKS),
         ] {
+            let pfn = frame(&world);
+            let descriptor = world.memory.memmap().page(pfn);
             injection.fail_nth(1);
             let constructed: Result<(), _> = constructor(world.memory, pfn);
             injection.stop();
@@ -75,8 +75,8 @@ fn a_constructor_that_fails_changes_nothing() {
             }
             assert_eq!((descriptor.page_type(), world.memory.page_tables()), (PageType::Data, 0));
             assert!(descriptor.ptl.is_empty());
+            world.memory.frames().free(world.machine.handle(), pfn);
         }
-        world.memory.frames().free(world.machine.handle(), pfn);
     });
 }
 
