@@ -158,7 +158,12 @@ fn the_schedule_that_failed_is_named() {
     let then = r#"case $all in *shift=2,*) exit 37;; *) exit 33;; esac"#;
     let outcome = Bench::new(TWO_PASS, then).test(&["--schedules", "13"]);
     assert_eq!(outcome.status, Some(1));
-    outcome.shows(&["12 of 13 rounds passed", "--seed 1 --deterministic 2", "deterministic 10, split locks, seed 1", "seed 2"]);
+    outcome.shows(&[
+        "12 of 13 rounds passed",
+        "--seed 1 --deterministic 2",
+        "deterministic 10, split locks, seed 1",
+        "seed 2",
+    ]);
 }
 
 #[test]
