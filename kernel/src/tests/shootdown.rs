@@ -78,7 +78,8 @@ ktest! {
         let outcomes = crew::run(first_cpus(2), &|member| {
             let _user = enter(&mm);
             t.check(write(0, 1).is_ok(), format_args!("cpu {} cannot write", member.cpu.0));
-            member.meet();
+            // Awake: a thread that slept here could still be on its way back when its CPU is looked for in the mask.
+            member.meet_awake();
             if member.index == 1 {
                 block_while(key, &mut || asleep.load(Ordering::Acquire));
                 ktest_assert_eq!(read(0), Err(AccessFault::Fault));
