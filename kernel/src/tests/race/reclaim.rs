@@ -9,15 +9,15 @@ use arch_x86::percpu;
 use mm::address::VirtRange;
 use mm::config::{PAGE_SIZE, USE_SPLIT_PTE_PTLOCKS};
 use mm::page::PageType;
-use mm::pgtable::{pmd_offset, pte_at, pte_offset_map};
+use mm::pgtable::{pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock};
 use mm::sync::rcu;
 
 use super::come_and_go::needs_a_second_cpu;
-use super::held::{Collision, TableLock};
-use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use super::held::{Collision, TableLock, await_waiting};
+use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
-use crate::tests::support::{TABLE, add, dawdle, map_anonymous, page, pages, read, write};
+use crate::tests::support::{TABLE, add, dawdle, first_cpus, map_anonymous, page, pages, read, write};
 use crate::thread::spawn_on;
 use crate::workload::crew;
 
@@ -86,6 +86,45 @@ ktest! {
         ktest_assert!(pte_at(&mm, page(0)).is_none(), "an empty table is left");
     }
 
+    /// CPU 0 drops two tables. It has cleared the first and flushed nothing, when CPU 1 holds it up at the second. CPU 2, who
+    /// knows a page of the first still, drops that page, and reads zero (R21).
+    fn advice_flushes_what_other_advice_has_not_flushed_yet(t: &TestContext) {
+        if t.cpus() < 3 || !USE_SPLIT_PTE_PTLOCKS {
+            return Err(Stop::skipped(format_args!("needs three CPUs and a lock for each PTE table")));
+        }
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, SPAN)?;
+        let turn = AtomicU64::new(0);
+        let await_turn = |wanted| while turn.load(Ordering::Acquire) < wanted {};
+        crew::run(first_cpus(3), &|member| {
+            let _user = enter(&mm);
+            t.check(write(0, 1).is_ok() && write(TABLE, 1).is_ok(), format_args!("the pages cannot be written"));
+            member.meet_awake();
+            match member.index {
+                0 => {
+                    await_turn(1);
+                    t.check(mm.madvise_dontneed(SPAN).is_ok(), format_args!("advice is refused"));
+                }
+                1 => {
+                    let rcu = rcu::read_lock(X86);
+                    let pmds = pmd_offset(&mm, &rcu, page(TABLE));
+                    let _held = pmds.as_ref().and_then(|pmds| pte_offset_map_lock(&mm, pmds.slot(page(TABLE)), page(TABLE)));
+                    turn.store(1, Ordering::Release);
+                    t.check(await_waiting(first_cpus(1)), format_args!("cpu 0 does not come to the second table"));
+                    turn.store(2, Ordering::Release);
+                    await_turn(3);
+                }
+                _ => {
+                    await_turn(2);
+                    t.check(mm.madvise_dontneed(pages(0, 1)).is_ok(), format_args!("advice is refused"));
+                    let found = read(0);
+                    t.check(found == Ok(0), format_args!("a page that was dropped reads {found:?}"));
+                    turn.store(3, Ordering::Release);
+                }
+            }
+        })?;
+    }
+
     /// The others walk the tables without a lock while they come and go: a table stays one as long as its walker holds it,
     /// and shows a page of this region or none (R6, I11).
     fn advice_races_with_lockless_walkers(t: &TestContext) {
@@ -99,11 +138,13 @@ ktest! {
             let Some(pmds) = pmd_offset(&mm, &rcu, page(0)) else { return };
             let Some(pte) = pte_offset_map(&mm, pmds.slot(page(0)), page(0)) else { return };
             let descriptor = memory().memmap().page(pte.pmd().pfn());
-            for _ in 0..4 {
+            let mut random = Random::new(value ^ (index as u64) << 32);
+            for _ in 0..8 {
                 let entry = pte.load();
                 let sane = entry.is_none() || (entry.is_present() && entry.is_writable());
                 t.check(sane, format_args!("walk {value} of cpu {index} found {entry:?}"));
                 t.check(descriptor.page_type() == PageType::Table, format_args!("a table was freed under its walker"));
+                dawdle(&mut random, 400);
             }
         };
         let make_and_drop = |mm: &MmRef| -> TestResult {
