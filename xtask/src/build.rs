@@ -39,6 +39,17 @@ impl Locks {
     }
 }
 
+/// How many levels page tables have. A build of its own each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Levels {
+    /// 48-bit addresses.
+    #[value(name = "4")]
+    Four,
+    /// 57-bit addresses; by PVH only, on a CPU with LA57.
+    #[value(name = "5")]
+    Five,
+}
+
 /// How the kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
@@ -65,6 +76,8 @@ pub struct Variant {
     pub locks: Locks,
     /// Whether locks check how they are used.
     pub debug_locks: bool,
+    /// How deep page tables are.
+    pub levels: Levels,
     /// How it is compiled.
     pub profile: Profile,
 }
@@ -74,29 +87,47 @@ impl Variant {
     pub fn all(profile: Profile) -> impl Iterator<Item = Self> {
         let checks = [false, true].into_iter();
         checks.flat_map(move |debug_locks| {
-            [Locks::Split, Locks::SplitPte, Locks::Single].map(|locks| Self { locks, debug_locks, profile })
+            [Locks::Split, Locks::SplitPte, Locks::Single].map(|locks| Self {
+                locks,
+                debug_locks,
+                levels: Levels::Four,
+                profile,
+            })
         })
     }
 
     /// Whether its locks are those of a build that nobody asked anything of.
     pub fn is_usual(self) -> bool {
-        self.locks == Locks::Split && !self.debug_locks
+        self.locks == Locks::Split && !self.debug_locks && self.levels == Levels::Four
     }
 
-    /// The features of `mm`, and of the kernel, that this takes.
-    pub fn features(self) -> Vec<&'static str> {
+    /// The features of `mm` that this takes; its paging mode is no feature but a type.
+    pub fn lock_features(self) -> Vec<&'static str> {
         self.locks.feature().into_iter().chain(self.debug_locks.then_some("debug-locks")).collect()
+    }
+
+    /// The features of the kernel that this takes.
+    pub fn features(self) -> Vec<&'static str> {
+        let five_levels = (self.levels == Levels::Five).then_some("five-level");
+        self.lock_features().into_iter().chain(five_levels).collect()
     }
 
     /// What to type to get its locks.
     pub fn options(self) -> String {
         let locks = if self.locks == Locks::Split { String::new() } else { format!(" --config {}", self.locks.word()) };
-        locks + if self.debug_locks { " --debug-locks" } else { "" }
+        let debug_locks = if self.debug_locks { " --debug-locks" } else { "" };
+        locks + debug_locks + if self.levels == Levels::Five { " --levels 5" } else { "" }
     }
 
-    /// Its locks, in reports and file names.
+    /// Its locks, as the kernel names them in `@boot`, and in reports.
     pub fn name(self) -> String {
         format!("{}{}", self.locks.word(), if self.debug_locks { "+debug" } else { "" })
+    }
+
+    /// Its locks and levels, in file names.
+    fn file_name(self) -> String {
+        let levels = if self.levels == Levels::Five { "-5level" } else { "" };
+        format!("kernel-{}{levels}-{}.elf", self.name(), self.profile.name())
     }
 }
 
@@ -167,8 +198,7 @@ impl<'a> Builder<'a> {
         command.arg("--features").arg(variant.features().join(","));
         run(&mut command, "kernel")?;
         let built = self.workspace.target("kernel").join(KERNEL_TARGET).join(variant.profile.name()).join("kernel");
-        let name = format!("kernel-{}-{}.elf", variant.name(), variant.profile.name());
-        let place = self.workspace.out(&name);
+        let place = self.workspace.out(&variant.file_name());
         copy(&built, &place)?;
         self.kernels.push((variant, place.clone()));
         Ok(place)

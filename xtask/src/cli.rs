@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::build::Locks;
+use crate::build::{Levels, Locks};
 use crate::options;
 use crate::protocol::logline::Level;
 
@@ -79,7 +79,7 @@ pub struct Guest {
         long,
         value_name = "ELF",
         value_parser = options::file,
-        conflicts_with_all = ["release", "debug", "config", "single_lock", "debug_locks"]
+        conflicts_with_all = ["release", "debug", "config", "single_lock", "debug_locks", "levels"]
     )]
     pub kernel: Option<PathBuf>,
     /// How the kernel is built.
@@ -105,6 +105,9 @@ pub struct Variant {
     /// Locks that know their owner and check every use.
     #[arg(long)]
     pub debug_locks: bool,
+    /// Levels of page tables. Five take a CPU with LA57 and boot by PVH only.
+    #[arg(long, value_enum, default_value_t = Levels::Four)]
+    pub levels: Levels,
 }
 
 /// The user's word on the accelerator.

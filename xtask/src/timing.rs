@@ -63,7 +63,8 @@ pub fn host_limits(machine: &Machine, guest_limit: Duration, margin: Duration, e
 mod tests {
     use super::*;
 
-    const TCG: Machine = Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host };
+    const TCG: Machine =
+        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, la57: true };
 
     #[test]
     fn a_translated_guest_gets_more_time_than_a_native_one() {

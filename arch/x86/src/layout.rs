@@ -5,7 +5,7 @@
 
 use mm::address::Pfn;
 
-pub use crate::bits::layout::{DEVICES, DIRECT_MAP, IMAGE, KERNEL_HALF, STACKS};
+pub use crate::bits::layout::{DEVICES, DIRECT_MAP, IMAGE, KERNEL_HALF, LEVELS, Mode, STACKS};
 
 /// A stretch of virtual addresses with one purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use core::fmt;
 use core::slice;
 
 use arch_x86::cpu::{self, MissingFeatures};
-use arch_x86::kernel_map::{self, KernelMap, MapError, Rights};
+use arch_x86::kernel_map::{self, KernelMap, MapError, Rights, WrongLevels};
 use arch_x86::layout::{self, IMAGE, StackSlot};
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
@@ -99,6 +99,7 @@ enum BootError {
     Acpi(AcpiError),
     Map(MapError),
     Features(MissingFeatures),
+    Levels(WrongLevels),
 }
 
 impl fmt::Display for BootError {
@@ -109,6 +110,10 @@ impl fmt::Display for BootError {
             Self::Memory(error) => write!(out, "{error}"),
             Self::Acpi(error) => write!(out, "{error}"),
             Self::Map(error) => write!(out, "the kernel's page tables cannot be built: {error:?}"),
+            Self::Levels(WrongLevels { found, wanted }) => write!(
+                out,
+                "the boot loader has set up {found} levels of page tables, this kernel has {wanted}: boot it by PVH, or build it for {found}"
+            ),
             Self::Features(missing) => write!(out, "the boot CPU lacks features it had a moment ago: {missing:?}"),
         }
     }
@@ -124,7 +129,7 @@ macro_rules! boot_error_from {
     )+};
 }
 
-boot_error_from!(Heap: NoMemory, Handoff: HandoffError, Memory: MemoryMapError, Acpi: AcpiError, Map: MapError, Features: MissingFeatures);
+boot_error_from!(Heap: NoMemory, Handoff: HandoffError, Memory: MemoryMapError, Acpi: AcpiError, Map: MapError, Features: MissingFeatures, Levels: WrongLevels);
 
 /// What the boot told. Available to everything that runs after it.
 ///
@@ -164,6 +169,7 @@ fn fail(error: &BootError) -> ! {
 /// Everything that needs the loader's tables.
 fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
     let Handoff { kind, mut memory, rsdp, access, reach } = handoff;
+    kernel_map::check_levels()?;
     let read = |address: u64, bytes: usize| -> Option<&[u8]> {
         let end = address.checked_add(bytes as u64)?;
         // SAFETY: the loader maps everything below `reach`. The firmware's tables are not written any more.

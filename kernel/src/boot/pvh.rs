@@ -34,6 +34,7 @@ global_asm!(
 
     .section .bss.pvh, "aw", @nobits
     .balign 4096
+pvh_top:      .skip 4096
 pvh_pgd:      .skip 4096
 pvh_pud_low:  .skip 4096
 pvh_pud_high: .skip 4096
@@ -55,6 +56,9 @@ pvh_gdt_pointer:
 pvh_no_long_mode_line:
     .ascii "[    0.000000] cpu0 ERROR boot: boot failed: this CPU has no 64-bit mode\n"
     .set pvh_no_long_mode_line_length, . - pvh_no_long_mode_line
+pvh_no_la57_line:
+    .ascii "[    0.000000] cpu0 ERROR boot: boot failed: this kernel has five levels of page tables, and this CPU knows four (no LA57)\n"
+    .set pvh_no_la57_line_length, . - pvh_no_la57_line
 
     .section .text.pvh, "ax"
     .code32
@@ -71,6 +75,18 @@ pvh_start:
     cpuid
     btl $29, %edx
     jnc pvh_no_long_mode
+
+    .if {five_levels}
+    xorl %eax, %eax
+    cpuid
+    cmpl $7, %eax
+    jb pvh_no_la57
+    movl $7, %eax
+    xorl %ecx, %ecx
+    cpuid
+    btl $16, %ecx
+    jnc pvh_no_la57
+    .endif
 
     # Four PMD tables of leaves: present, writable, 2 MiB.
     movl $(pvh_pmd - {base}), %edi
@@ -91,11 +107,21 @@ pvh_start:
     movl $(pvh_pud_low - {base} + 3), pvh_pgd - {base}
     movl $(pvh_pud_high - {base} + 3), pvh_pgd - {base} + 511 * 8
 
-    # CR4.PAE, CR3, EFER.LME, then CR0.PG and CR0.WP: long mode, still in 32-bit code.
+    # With five levels one more, which leads to those at both ends of the address space.
+    movl $(pvh_pgd - {base} + 3), pvh_top - {base}
+    movl $(pvh_pgd - {base} + 3), pvh_top - {base} + 511 * 8
+
+    # CR4.PAE and LA57, CR3, EFER.LME, then CR0.PG and CR0.WP: long mode, still in 32-bit code.
     movl %cr4, %eax
+    .if {five_levels}
+    orl $0x1020, %eax
+    movl %eax, %cr4
+    movl $(pvh_top - {base}), %eax
+    .else
     orl $0x20, %eax
     movl %eax, %cr4
     movl $(pvh_pgd - {base}), %eax
+    .endif
     movl %eax, %cr3
     movl $0xc0000080, %ecx
     rdmsr
@@ -112,6 +138,11 @@ pvh_start:
 pvh_no_long_mode:
     movl $(pvh_no_long_mode_line - {base}), %esi
     movl $pvh_no_long_mode_line_length, %ecx
+    jmp pvh_give_up
+pvh_no_la57:
+    movl $(pvh_no_la57_line - {base}), %esi
+    movl $pvh_no_la57_line_length, %ecx
+pvh_give_up:
     movw ${serial}, %dx
     rep outsb
     movl ${failed}, %eax
@@ -138,6 +169,7 @@ pvh_long_mode:
     "#,
     note = const NOTE_PHYS32_ENTRY,
     base = const KERNEL_BASE as i64,
+    five_levels = const cfg!(feature = "five-level") as u32,
     stack = const STACK,
     serial = const serial::COM1,
     exit = const exit::PORT,

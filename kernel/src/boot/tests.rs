@@ -103,13 +103,13 @@ ktest! {
 
     /// A new top table gets every kernel entry and no other.
     fn the_kernel_half_is_copied_whole(_t: &TestContext) {
-        use mm::pgtable::{Entry, EntrySlot, Slot64};
+        use mm::pgtable::{Entry, EntrySlot, Level, PagingMode, Slot64};
         let table: [Slot64; 512] = core::array::from_fn(|_| Slot64::new(Entry::NONE));
         kernel_map::copy_kernel_half(&table);
         let present = |slot: &&Slot64| slot.load().is_present();
         ktest_assert_eq!(table[..256].iter().filter(present).count(), 0);
         for window in [DIRECT_MAP, DEVICES, STACKS, IMAGE] {
-            ktest_assert!(table[window.start >> 39 & 511].load().is_present(), "{window:x?} has no entry");
+            ktest_assert!(table[window.start >> layout::Mode::shift(Level::Pgd) & 511].load().is_present(), "{window:x?} has no entry");
         }
     }
 

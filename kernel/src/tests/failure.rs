@@ -16,7 +16,7 @@ use mm::object::ObjectError;
 use mm::pgtable::Protection;
 use mm::vma::Access;
 
-use super::support::{map_anonymous, map_object, page, pages, read, write};
+use super::support::{UPPER_TABLES, map_anonymous, map_object, page, pages, read, write};
 use crate::harness::{Stop, TestContext, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, Object, enter, memory, settle};
 
@@ -104,8 +104,9 @@ ktest! {
     fn every_step_of_a_fault_may_fail(_t: &TestContext) {
         let fault = |mm: &MmRef| outcome(handle_mm_fault(mm, page(0), Access::Write), &FaultError::OutOfMemory);
         let sites = walk(one_region, fault, |_| Ok(()))?;
-        // PUD, PMD and PTE table, each a frame and, where it has a lock of its own, a constructor that may fail; the page.
-        let mut expected = [Site::Frame, Site::Frame].to_vec();
+        // P4D if there is one, PUD, PMD and PTE table, each a frame and, where it has a lock of its own, a constructor that
+        // may fail; the page.
+        let mut expected = alloc::vec![Site::Frame; UPPER_TABLES as usize];
         // The first lock that needs memory of its own finds an empty cache.
         let first_lock = || [Site::PtlLock].into_iter().chain(ALLOC_SPLIT_PTLOCKS.then_some(Site::Frame));
         if USE_SPLIT_PMD_PTLOCKS {

@@ -1,7 +1,7 @@
 //! One fault at a time: what it shows, what it refuses.
 
 use arch_x86::layout;
-use arch_x86::user_access::{AccessFault, UserAddr, copy_from, copy_to, read_u64, write_u64};
+use arch_x86::user_access::{AccessFault, USER_END, UserAddr, copy_from, copy_to, read_u64, write_u64};
 use mm::fault::{FaultError, Resolution, handle_mm_fault};
 use mm::pgtable::Protection;
 use mm::vma::Access;
@@ -117,11 +117,11 @@ ktest! {
         let mm = Mm::create(memory())?;
         let _user = enter(&mm);
         let (own, top) = (0_u64, layout::KERNEL_HALF.start);
-        for address in [(&raw const own).addr(), top, 1 << 47, (1 << 47) - 4096, usize::MAX] {
+        for address in [(&raw const own).addr(), top, USER_END + 4096, USER_END, usize::MAX] {
             ktest_assert_eq!(UserAddr::new(address), None);
         }
         // The last address of the user half, from which a word would reach beyond.
-        let last = UserAddr::new((1 << 47) - 4097).ok_or("no address")?;
+        let last = UserAddr::new(USER_END - 1).ok_or("no address")?;
         ktest_assert_eq!(read_u64(last), Err(AccessFault::NotUser));
         ktest_assert_eq!(write_u64(last, 1), Err(AccessFault::NotUser));
         ktest_assert_eq!(copy_from(&mut [0; 64], last), Err(AccessFault::NotUser));

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arch_x86::layout::Mode;
 use arch_x86::machine::X86;
 use mm::address::Pfn;
 use mm::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
@@ -9,17 +10,16 @@ use mm::fault::handle_mm_fault;
 use mm::machine::Machine;
 use mm::page::PageType;
 use mm::pgtable::{
-    Entry, EntrySlot, FourLevel, Level, PagingMode, Protection, PteLocked, SeenPte, Table, get_locked_pte,
-    pmd_alloc_one, pmd_free, pmd_install, pmd_lock, pmd_lockptr, pmd_offset, pmd_same, pte_alloc, pte_alloc_map,
-    pte_alloc_map_lock, pte_alloc_one, pte_free, pte_lockptr, pte_offset_map, pte_offset_map_lock,
-    pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same, pte_unmap, pte_unmap_unlock, ptep_lockptr, pud_lock,
-    pud_lockptr,
+    Entry, EntrySlot, Level, PagingMode, Protection, PteLocked, SeenPte, Table, get_locked_pte, pmd_alloc_one,
+    pmd_free, pmd_install, pmd_lock, pmd_lockptr, pmd_offset, pmd_same, pte_alloc, pte_alloc_map, pte_alloc_map_lock,
+    pte_alloc_one, pte_free, pte_lockptr, pte_offset_map, pte_offset_map_lock, pte_offset_map_ro_nolock,
+    pte_offset_map_rw_nolock, pte_same, pte_unmap, pte_unmap_unlock, ptep_lockptr, pud_lock, pud_lockptr,
 };
 use mm::stats::Counter;
 use mm::sync::{RawLock, rcu};
 use mm::vma::Access;
 
-use super::support::{PMD_TABLE, TABLE, dawdle, map_anonymous, page, pages, write};
+use super::support::{PMD_TABLE, TABLE, UPPER_TABLES, dawdle, map_anonymous, page, pages, write};
 use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory, statistics};
 use crate::smp::online;
@@ -71,9 +71,9 @@ ktest! {
                     member.meet_awake();
                     t.check(kind.make(&mm, number), format_args!("{kind:?} fails in round {round}"));
                 })?;
-                ktest_assert_eq!(mm.linked_table_bytes(), 3 * 4096);
+                ktest_assert_eq!(mm.linked_table_bytes(), (UPPER_TABLES + 1) * 4096);
                 memory().drain_deferred();
-                ktest_assert_eq!(memory().page_tables(), before + 3);
+                ktest_assert_eq!(memory().page_tables(), before + UPPER_TABLES + 1);
             }
         }
     }
@@ -103,7 +103,7 @@ ktest! {
         })?;
         outcomes.into_iter().collect::<TestResult>()?;
         ktest_assert_eq!(taken.into_inner(), SLOTS - 1);
-        ktest_assert_eq!(mm.linked_table_bytes(), (SLOTS + 2) * 4096);
+        ktest_assert_eq!(mm.linked_table_bytes(), (SLOTS + UPPER_TABLES) * 4096);
     }
 
     /// An entry that is neither none nor a table nor a page is found by all CPUs at once: each lookup refuses it, one reports
@@ -343,7 +343,7 @@ fn corrupt(mm: &Mm, entry: Entry) -> TestResult {
     let rcu = rcu::read_lock(X86);
     let pmds = pmd_offset(mm, &rcu, page(COMES)).ok_or("no PMD table")?;
     let slots = X86.map_table(pmds.pfn(), Level::Pmd);
-    slots.get(FourLevel::index(Level::Pmd, page(COMES))).ok_or("no such slot")?.store(entry);
+    slots.get(Mode::index(Level::Pmd, page(COMES))).ok_or("no such slot")?.store(entry);
     Ok(())
 }
 

@@ -14,3 +14,4 @@ mod race;
 mod shootdown;
 mod storm;
 pub mod support;
+mod tlb;

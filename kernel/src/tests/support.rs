@@ -2,6 +2,7 @@
 
 use core::hint::black_box;
 
+use arch_x86::layout::LEVELS;
 use arch_x86::machine::X86;
 use arch_x86::user_access::{AccessFault, UserAddr, fetch_add_u64, read_u64, write_u64};
 use arch_x86::{apic, percpu};
@@ -20,6 +21,9 @@ use crate::smp::online;
 /// Pages of a PTE table, and of all tables below a PMD table.
 pub const TABLE: u64 = 512;
 pub const PMD_TABLE: u64 = TABLE * TABLE;
+
+/// Tables above a PTE table, without the top one.
+pub const UPPER_TABLES: u64 = LEVELS as u64 - 2;
 
 /// Page 0 is the first of a PMD table, 4 GiB up.
 const BASE: u64 = 4 << 30;

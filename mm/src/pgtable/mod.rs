@@ -5,6 +5,8 @@ mod bad;
 mod collapse;
 mod deposit;
 mod entry;
+#[cfg(all(test, not(loom)))]
+mod five_level_tests;
 mod huge;
 mod install;
 mod lockptr;
@@ -35,7 +37,7 @@ pub use lockptr::{
 };
 #[cfg(all(any(test, feature = "sim"), not(loom)))]
 pub use mode::SmallTop;
-pub use mode::{FourLevel, Level, PagingMode, Tiny};
+pub use mode::{FiveLevel, FourLevel, Level, PagingMode, Tiny};
 pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same};
 pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,

@@ -116,6 +116,34 @@ impl PagingMode for SmallTop {
     }
 }
 
+/// x86_64 with 57-bit addresses: PGD, P4D, PUD, PMD, PTE of 512 entries each (SDM 3A, 4.5.4).
+pub struct FiveLevel;
+
+impl PagingMode for FiveLevel {
+    type Slot = Slot64;
+    const NAME: &'static str = "5-level";
+    const TOP: Level = Level::Pgd;
+    const USER_END: VirtAddr = VirtAddr(1 << 56);
+
+    fn entries(_level: Level) -> usize {
+        512
+    }
+
+    fn shift(level: Level) -> u32 {
+        match level {
+            Level::Pgd => 48,
+            lower => FourLevel::shift(lower),
+        }
+    }
+
+    fn below(level: Level) -> Option<Level> {
+        match level {
+            Level::Pgd => Some(Level::P4d),
+            lower => FourLevel::below(lower),
+        }
+    }
+}
+
 /// Two levels of four entries: the smallest mode in which everything above the PTE table still happens. For model
 /// checking; the top table is a PMD table.
 pub struct Tiny;

@@ -39,6 +39,7 @@ impl From<&cli::Variant> for Variant {
         Self {
             locks: if options.single_lock { Locks::Single } else { options.config },
             debug_locks: options.debug_locks,
+            levels: options.levels,
             profile: if options.debug { Profile::Debug } else { Profile::Release },
         }
     }

@@ -48,7 +48,7 @@ impl Invocation<'_> {
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments = Arguments(Vec::new());
         arguments.option("-machine", "q35");
-        arguments.option("-cpu", "max");
+        arguments.option("-cpu", if self.machine.la57 { "max" } else { "max,la57=off" });
         self.time(&mut arguments);
         arguments.option("-smp", &self.machine.cpus.to_string());
         arguments.option("-m", &format!("{}M", self.machine.memory_mib));
@@ -144,7 +144,8 @@ mod tests {
         words.join(" ")
     }
 
-    const MACHINE: Machine = Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host };
+    const MACHINE: Machine =
+        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, la57: true };
 
     #[test]
     fn commas_are_doubled_where_qemu_splits_at_them() {

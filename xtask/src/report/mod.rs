@@ -26,11 +26,44 @@ pub fn report(plan: &Plan, run: &Transcript) -> String {
         text += "\nfaults per CPU\n\n";
         text += &cpus(&run.phases, &run.cpus).to_string();
     }
+    if run.cpus.iter().any(|cpu| FLUSHES.iter().any(|(key, _)| cpu.figures.contains_key(*key))) {
+        text += "\nTLB per CPU, all phases\n\n";
+        text += &flushes(&run.cpus).to_string();
+    }
     if !run.oracles.is_empty() {
         text += "\nchecked\n\n";
         text += &oracles(&run.oracles).to_string();
     }
     text
+}
+
+/// What a CPU tells of its TLB, and the heads of the columns.
+const FLUSHES: [(&str, &str); 8] = [
+    ("shootdown_targets", "sent"),
+    ("flushes_served", "received"),
+    ("flushes_ranged", "ranged"),
+    ("flushes_full", "full"),
+    ("lazy_skipped", "lazy skipped"),
+    ("asid_current", "asid hits"),
+    ("asid_behind", "asid stale"),
+    ("asid_new", "asid misses"),
+];
+
+/// One row per CPU.
+fn flushes(all: &[Cpu]) -> Table {
+    let mut numbers: Vec<u32> = all.iter().map(|cpu| cpu.cpu).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let heads: Vec<&str> = std::iter::once("cpu").chain(FLUSHES.iter().map(|(_, head)| *head)).collect();
+    let mut table = Table::new(&heads);
+    for number in numbers {
+        let sum = |key: &str| -> u64 {
+            all.iter().filter(|cpu| cpu.cpu == number).filter_map(|cpu| figures::count(&cpu.figures, key)).sum()
+        };
+        let counts = FLUSHES.iter().map(|(key, _)| figures::grouped(sum(key)));
+        table.row(std::iter::once(format!("cpu{number}")).chain(counts).collect());
+    }
+    table
 }
 
 fn phases(phases: &[Phase]) -> Table {
@@ -124,7 +157,13 @@ mod tests {
             transcript.feed(line, Duration::ZERO);
         }
         let plan = Plan {
-            machine: Machine { cpus: 2, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host },
+            machine: Machine {
+                cpus: 2,
+                memory_mib: 512,
+                accelerator: Accelerator::Tcg,
+                clock: Clock::Host,
+                la57: true,
+            },
             medium: Medium::Pvh("k".into()),
             task: Task::Test { filter: String::new() },
             seed: 9,
@@ -141,12 +180,20 @@ mod tests {
         let text = text(&[
             r#"@boot {"cpus":2,"boot":"pvh","memory_mib":512,"build":"split"}"#,
             r#"@phase {"workload":"storm","phase":"disjoint","faults":150000,"nanoseconds":500000000,"acquired":200000,"waited":500,"wait_mean":1500,"odd":7}"#,
-            r#"@cpu {"cpu":1,"phase":"disjoint","faults":75000}"#,
+            r#"@cpu {"cpu":1,"phase":"disjoint","faults":75000,"flushes_served":4321}"#,
             r#"@oracle {"name":"increments","ok":true,"detail":"16 of 16"}"#,
         ]);
-        for part in
-            ["storm on 2 CPUs", "split locks, seed 9", "300,000", "0.25 %", "1.5 µs", "odd", "75,000", "16 of 16"]
-        {
+        for part in [
+            "storm on 2 CPUs",
+            "split locks, seed 9",
+            "300,000",
+            "0.25 %",
+            "1.5 µs",
+            "odd",
+            "75,000",
+            "4,321",
+            "16 of 16",
+        ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
     }

@@ -5,12 +5,12 @@
 mod locks;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use super::tally::{Case, Outcome};
-use crate::build::{Builder, Locks, Variant};
+use crate::build::{Builder, Levels, Locks, Variant};
 use crate::interrupt;
 use crate::machine::{Accelerator, Clock, Machine, Task};
 use crate::postmortem;
@@ -49,7 +49,7 @@ pub fn all() -> impl Iterator<Item = &'static GuestTest> {
     TESTS.iter().chain(&locks::TESTS)
 }
 
-const TESTS: [GuestTest; 14] = [
+const TESTS: [GuestTest; 16] = [
     GuestTest {
         name: "verdict::a_panic_is_reported_with_a_backtrace",
         about: "a kernel that panics: exit 37, symbolised backtrace",
@@ -155,11 +155,24 @@ const TESTS: [GuestTest; 14] = [
         run: |stage| stage.test_single_lock(),
     },
     GuestTest {
+        name: "build::the_five_level_kernel_faults_and_flushes",
+        about: "the kernel with five levels of page tables starts all CPUs and passes its tests of faults and flushes",
+        run: |stage| stage.test_five_levels(),
+    },
+    GuestTest {
+        name: "boot::a_cpu_without_la57_is_refused_in_one_line",
+        about: "the kernel with five levels of page tables on a CPU that knows four: boot failed, with one line",
+        run: |stage| stage.refuse_four_levels(),
+    },
+    GuestTest {
         name: "boot::the_disk_image_starts_all_cpus",
         about: "the UEFI disk image boots and sees every CPU",
         run: |stage| stage.boot_image(),
     },
 ];
+
+/// What the kernel with five levels is tried with: walks, and what it takes to drop translations.
+const FIVE_LEVEL_TESTS: [&str; 3] = ["fault::", "shootdown::", "boot::"];
 
 /// What these tests run on.
 pub struct Stage<'a, 'b> {
@@ -269,10 +282,48 @@ impl Stage<'_, '_> {
         Err(failed.chain(postmortem::report(&run, &symbols)).collect())
     }
 
+    fn five_level_kernel(&mut self) -> Result<PathBuf, Complaint> {
+        let variant = Variant { levels: Levels::Five, ..self.variant };
+        self.builder.kernel(variant).map_err(|error| vec![error.to_string()])
+    }
+
+    fn test_five_levels(&mut self) -> Result<(), Complaint> {
+        let kernel = self.five_level_kernel()?;
+        for filter in FIVE_LEVEL_TESTS {
+            let plan = self.plan(Task::Test { filter: filter.to_owned() }, Medium::Pvh(kernel.clone()), self.machine);
+            let run = self.run(&plan)?;
+            if !run.verdict.passed() {
+                return Err(self.complain("the tests should have passed", &run));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_four_levels(&mut self) -> Result<(), Complaint> {
+        let kernel = self.five_level_kernel()?;
+        let machine = Machine { la57: false, ..self.machine };
+        let plan = self.plan(Task::List { filter: String::new() }, Medium::Pvh(kernel), machine);
+        let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
+        let errors = &run.ended.transcript.errors;
+        if run.verdict == Verdict::BootFailed && errors.len() == 1 {
+            Ok(())
+        } else {
+            Err(self.complain("it should have been refused with one line", &run))
+        }
+    }
+
     fn boot_image(&mut self) -> Result<(), Complaint> {
         let firmware = ovmf::require().map_err(|error| vec![error.to_string()])?;
         let image = self.workspace.out("latchwork.img");
-        self.builder.image(self.kernel, &image).map_err(|error| vec![error.to_string()])?;
+        // The boot loader sets up four levels.
+        let kernel = match self.variant.levels {
+            Levels::Four => self.kernel.to_path_buf(),
+            Levels::Five => {
+                let variant = Variant { levels: Levels::Four, ..self.variant };
+                self.builder.kernel(variant).map_err(|error| vec![error.to_string()])?
+            }
+        };
+        self.builder.image(&kernel, &image).map_err(|error| vec![error.to_string()])?;
         let task = Task::List { filter: String::new() };
         let run = self.run(&self.plan(task, Medium::Uefi(image, firmware), self.machine))?;
         let boot = run.ended.transcript.boot.as_ref();

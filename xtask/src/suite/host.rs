@@ -154,7 +154,7 @@ impl<'a> HostTests<'a> {
     /// `mm`'s tests once more, with the locks of another build.
     fn tests_of(&self, variant: Variant) -> Result<Vec<Program>, HostError> {
         let mut command = self.unit_tests();
-        command.args(["--package", "mm", "--lib", "--features"]).arg(variant.features().join(","));
+        command.args(["--package", "mm", "--lib", "--features"]).arg(variant.lock_features().join(","));
         let mut programs = self.build(&mut command)?;
         programs.iter_mut().for_each(|program| program.suite += &format!(" ({})", variant.name()));
         Ok(programs)

@@ -15,6 +15,7 @@ use mm::config::PAGE_SIZE;
 use mm::pgtable::{EntrySlot, Slot64};
 use spin::Mutex;
 
+use crate::control;
 use crate::layout::{self, StackSlot};
 
 pub use tree::{KernelMap, Mapping};
@@ -89,6 +90,25 @@ pub unsafe fn activate(map: KernelMap, stack_top: usize, entry: extern "C" fn() 
             options(noreturn),
         )
     }
+}
+
+/// The CPU was brought into long mode with another number of levels than this kernel's tables have. Changing it there is
+/// impossible: it takes paging off, which takes long mode off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrongLevels {
+    /// Levels of the tables in use.
+    pub found: u32,
+    /// Levels of the kernel's tables.
+    pub wanted: u32,
+}
+
+/// Checks that the CPU walks as many levels as the kernel's tables have.
+///
+/// # Errors
+/// When it does not.
+pub fn check_levels() -> Result<(), WrongLevels> {
+    let found = if control::cr4() & control::CR4_LA57 == 0 { 4 } else { 5 };
+    if found == layout::LEVELS { Ok(()) } else { Err(WrongLevels { found, wanted: layout::LEVELS }) }
 }
 
 /// The active tree.

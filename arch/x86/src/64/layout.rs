@@ -1,6 +1,17 @@
-//! The kernel half with four levels of tables: 128 TiB from the first canonical address of the upper half.
+//! The kernel half with four levels of tables: 128 TiB from the first canonical address of the upper half. With five levels
+//! the kernel stays there: one entry of the top table leads to all of it.
 
 use crate::layout::Window;
+
+/// The format of page tables.
+#[cfg(not(feature = "five-level"))]
+pub type Mode = mm::pgtable::FourLevel;
+/// The format of page tables.
+#[cfg(feature = "five-level")]
+pub type Mode = mm::pgtable::FiveLevel;
+
+/// Levels of tables.
+pub const LEVELS: u32 = if cfg!(feature = "five-level") { 5 } else { 4 };
 
 const GIB: usize = 1 << 30;
 const TIB: usize = 1 << 40;

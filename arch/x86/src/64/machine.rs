@@ -12,7 +12,7 @@ use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::machine::{LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
-use mm::pgtable::{Entry, FourLevel, Level, PagingMode};
+use mm::pgtable::{Entry, Level, PagingMode};
 use mm::sync::BuildLock;
 use mm::tlb::MAX_ASIDS;
 use spin::Once;
@@ -76,7 +76,7 @@ pub fn set_waiting_rule(rule: Option<WaitingRule>) {
 // SAFETY: `percpu::cpu` is the number of the running CPU, which no other shares. RAM lies at a fixed place of the direct
 // map, one frame after the other, as long as the kernel runs.
 unsafe impl Machine for X86 {
-    type Mode = FourLevel;
+    type Mode = layout::Mode;
     type Lock = BuildLock;
 
     fn cpus(&self) -> &Cpus {
@@ -159,7 +159,7 @@ unsafe impl Machine for X86 {
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>] {
         // SAFETY: the frame is RAM in the direct map and holds a table; slots are atomics, so the CPU's walker and other
         // CPUs may write them too.
-        unsafe { core::slice::from_raw_parts(layout::direct(pfn) as *const SlotOf<Self>, FourLevel::entries(level)) }
+        unsafe { core::slice::from_raw_parts(layout::direct(pfn) as *const SlotOf<Self>, layout::Mode::entries(level)) }
     }
 
     fn unmap_table(&self, _table: &[SlotOf<Self>]) {}

@@ -1,6 +1,6 @@
 //! From the start-up message to Rust on an application processor.
 //!
-//! The CPU begins in real mode in a page below 1 MiB. It goes to long mode in one step (`CR4.PAE`, `CR3`, `EFER.LME`,
+//! The CPU begins in real mode in a page below 1 MiB. It goes to long mode in one step (`CR4.PAE` and `LA57`, `CR3`, `EFER.LME`,
 //! then `CR0.PE` and `CR0.PG` together), on tables of its own that map the page at its own address beside the kernel
 //! half, and jumps to the kernel with the stack and the argument it finds in the page. One CPU uses the page at a time.
 
@@ -12,8 +12,11 @@ use core::sync::atomic::{Ordering, fence};
 use crate::cpu::{self, Features};
 use crate::{control, msr};
 
-/// Frames the trampoline needs, contiguous, below 1 MiB: code and data, and three levels of tables.
-pub const FRAMES: usize = 4;
+/// Five levels of tables instead of four.
+const FIVE_LEVELS: bool = cfg!(feature = "five-level");
+
+/// Frames the trampoline needs, contiguous, below 1 MiB: code and data, and a table of each level above the PTEs.
+pub const FRAMES: usize = if FIVE_LEVELS { 5 } else { 4 };
 
 const FRAME_SIZE: usize = 4096;
 const ENTRIES: usize = 512;
@@ -87,10 +90,11 @@ impl Trampoline {
             for entry in KERNEL_HALF..ENTRIES {
                 table(1).add(entry).write(root.add(entry).read_volatile());
             }
-            table(1).write(physical(2) | PRESENT_WRITABLE);
-            table(2).write(physical(3) | PRESENT_WRITABLE);
+            for level in 1..FRAMES - 1 {
+                table(level).write(physical(level + 1) | PRESENT_WRITABLE);
+            }
             // The first 2 MiB at their own address.
-            table(3).write(PRESENT_WRITABLE | LARGE);
+            table(FRAMES - 1).write(PRESENT_WRITABLE | LARGE);
         }
         // The kernel half may hold no-execute entries; all other protections are switched on later.
         let no_execute = cpu::features().contains(Features::NO_EXECUTE);
@@ -159,7 +163,7 @@ global_asm!(
     "movzx ebx, bx",
     "shl ebx, 4",
     "lgdt [{gdt_limit}]",
-    "mov eax, {pae}",
+    "mov eax, {cr4}",
     "mov cr4, eax",
     "mov eax, dword ptr [{root}]",
     "mov cr3, eax",
@@ -191,7 +195,7 @@ global_asm!(
     ".org latchwork_ap_code + {parameters}",
     ".popsection",
     gdt_limit = const PARAMETERS + offset_of!(Parameters, gdt_limit),
-    pae = const control::CR4_PHYSICAL_ADDRESS_EXTENSION,
+    cr4 = const control::CR4_PHYSICAL_ADDRESS_EXTENSION | if FIVE_LEVELS { control::CR4_LA57 } else { 0 },
     efer = const PARAMETERS + offset_of!(Parameters, efer),
     root = const PARAMETERS + offset_of!(Parameters, root),
     long_mode = const PARAMETERS + offset_of!(Parameters, long_mode),

@@ -8,11 +8,14 @@ use core::arch::asm;
 
 use super::entry::TrapFrame;
 use crate::cpu::{self, Features};
-use crate::layout::KERNEL_HALF;
+use mm::config::PAGE_SIZE;
+use mm::pgtable::PagingMode;
+
+use crate::layout::{KERNEL_HALF, Mode};
 
 /// First address above the user half. The last page below the canonical hole stays unused, so that no instruction
 /// ends at the hole.
-pub const USER_END: usize = 0x0000_7fff_ffff_f000;
+pub const USER_END: usize = <Mode as PagingMode>::USER_END.0 as usize - PAGE_SIZE;
 
 /// An address in the user half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -277,10 +277,10 @@ ktest! {
     /// The same with a page of 1 GiB, under `page_table_lock`, on two CPUs, since each that finds the entry none clears a GiB
     /// first; only where there is so much memory in one piece.
     fn a_gigabyte_page_is_faulted_in_once(_t: &TestContext) {
-        let Ok(block) = memory().frames().alloc_order(X86, HugeSize::Pud.order::<mm::pgtable::FourLevel>()) else {
+        let Ok(block) = memory().frames().alloc_order(X86, HugeSize::Pud.order::<arch_x86::layout::Mode>()) else {
             return Err(Stop::skipped(format_args!("no GiB of memory in one piece: needs --mem 4G")));
         };
-        memory().frames().free_order(X86, block, HugeSize::Pud.order::<mm::pgtable::FourLevel>());
+        memory().frames().free_order(X86, block, HugeSize::Pud.order::<arch_x86::layout::Mode>());
         let mm = Mm::create(memory())?;
         mm.mmap(pages(0, PMD_TABLE), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud))?;
         count_on_cpus(first_cpus(2), &mm, PMD_TABLE)?;

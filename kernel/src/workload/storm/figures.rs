@@ -63,6 +63,11 @@ impl Figures {
         self.cpus.iter().map(|(cpu, counted)| (*cpu, faults(counted)))
     }
 
+    /// How often each CPU counted `counter`, in the order of [`faults_by_cpu`](Self::faults_by_cpu).
+    pub fn by_cpu(&self, counter: Counter) -> impl Iterator<Item = u64> {
+        self.cpus.iter().map(move |(_, counted)| counted[counter])
+    }
+
     /// Faults of all CPUs.
     pub fn faults(&self) -> u64 {
         self.faults_by_cpu().map(|(_, faults)| faults).sum()

@@ -6,6 +6,18 @@ use super::oracle::Oracle;
 use super::{Figures, Phase};
 use crate::record::Record;
 
+/// What each CPU tells of its TLB.
+const FLUSHES: [Counter; 8] = [
+    Counter::ShootdownTargets,
+    Counter::FlushesServed,
+    Counter::FlushesRanged,
+    Counter::FlushesFull,
+    Counter::LazySkipped,
+    Counter::AsidCurrent,
+    Counter::AsidBehind,
+    Counter::AsidNew,
+];
+
 /// Writes a phase's figures, and those of each CPU.
 pub fn figures(phase: &Phase, figures: &Figures) {
     let waited = figures.locks(LockCounter::Waited);
@@ -25,8 +37,13 @@ pub fn figures(phase: &Phase, figures: &Figures) {
         .number("rounds", figures.rounds)
         .number("unmap_ms", figures.unmap_nanoseconds / 1_000_000)
         .emit();
-    for (cpu, faults) in figures.faults_by_cpu() {
-        Record::new("cpu").number("cpu", cpu.0).text("phase", phase.name).number("faults", faults).emit();
+    for (index, (cpu, faults)) in figures.faults_by_cpu().enumerate() {
+        let mut record = Record::new("cpu");
+        record.number("cpu", cpu.0).text("phase", phase.name).number("faults", faults);
+        for counter in FLUSHES {
+            record.number(counter.name(), figures.by_cpu(counter).nth(index).unwrap_or(0));
+        }
+        record.emit();
     }
 }
 

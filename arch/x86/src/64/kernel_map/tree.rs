@@ -7,12 +7,12 @@ use core::ops::Range;
 
 use mm::address::Pfn;
 use mm::config::{PAGE_SHIFT, PAGE_SIZE};
-use mm::pgtable::{Entry, EntrySlot, FourLevel, Level, PagingMode, Slot64};
+use mm::pgtable::{Entry, EntrySlot, Level, PagingMode, Slot64};
 use x86_64::structures::paging::PageTableFlags as Bits;
 
 use super::{FrameSource, MapError, Rights};
 use crate::cpu::{self, Features};
-use crate::layout::{self, STACK_BYTES, StackSlot, Window};
+use crate::layout::{self, Mode, STACK_BYTES, StackSlot, Window};
 use crate::paging;
 
 /// Entries of a table, at every level.
@@ -86,7 +86,7 @@ impl KernelMap {
         self.table(self.top)
     }
 
-    /// A new tree: nothing is mapped, but every window has its top-level entries. The direct map needs them for
+    /// A new tree: nothing is mapped, but every window has its entries down to the tables of 512 GiB. The direct map needs them for
     /// physical addresses below `ram_end`.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl KernelMap {
         map.clear(map.top);
         let direct_map = Window { bytes: ram_end, ..layout::DIRECT_MAP };
         for window in [direct_map, layout::DEVICES, layout::STACKS, layout::IMAGE] {
-            let span = 1 << FourLevel::shift(Level::Pgd);
+            let span = 1 << Mode::shift(Level::P4d);
             for offset in (0..window.bytes).step_by(span) {
                 map.slot(window.start + offset, Level::Pud, frames)?;
             }
@@ -126,8 +126,8 @@ impl KernelMap {
                 return Err(MapError::Occupied(at));
             }
             slot.store(leaf(Pfn::containing(physical), level, rights));
-            at += 1 << FourLevel::shift(level);
-            physical += 1 << FourLevel::shift(level);
+            at += 1 << Mode::shift(level);
+            physical += 1 << Mode::shift(level);
         }
         Ok(())
     }
@@ -147,13 +147,13 @@ impl KernelMap {
             if !entry.is_present() {
                 return Err(MapError::Unmapped(at));
             }
-            let Some(below) = FourLevel::below(level) else {
+            let Some(below) = Mode::below(level) else {
                 slot.store(leaf(frame, level, Rights::ReadOnly));
                 return Ok(());
             };
             if entry.is_huge() {
                 let smaller = self.new_table(frames)?;
-                let pages = 1 << (FourLevel::shift(below) - PAGE_SHIFT);
+                let pages = 1 << (Mode::shift(below) - PAGE_SHIFT);
                 for (number, part) in (0_u64..).zip(self.table(smaller)) {
                     part.store(leaf(Pfn(entry.pfn().0 + number * pages), below, Rights::Data));
                 }
@@ -176,7 +176,7 @@ impl KernelMap {
                 return None;
             }
             path = path.through(entry);
-            match FourLevel::below(level).filter(|_| !entry.is_huge()) {
+            match Mode::below(level).filter(|_| !entry.is_huge()) {
                 Some(below) => (table, level) = (entry.pfn(), below),
                 None => return Some(path.mapping(address, level, entry.pfn())),
             }
@@ -194,9 +194,9 @@ impl KernelMap {
             if !entry.is_present() {
                 continue;
             }
-            let start = canonical(start + (number << FourLevel::shift(level)));
+            let start = canonical(start + (number << Mode::shift(level)));
             let path = path.through(entry);
-            match FourLevel::below(level).filter(|_| !entry.is_huge()) {
+            match Mode::below(level).filter(|_| !entry.is_huge()) {
                 Some(below) => self.for_each_below(entry.pfn(), below, start, path, show),
                 None => show(path.mapping(start, level, entry.pfn())),
             }
@@ -243,7 +243,7 @@ impl KernelMap {
                 slot.store(entry);
             }
             table = self.table(entry.pfn());
-            here = FourLevel::below(here).ok_or(MapError::Occupied(address))?;
+            here = Mode::below(here).ok_or(MapError::Occupied(address))?;
         }
         Ok(&table[index(level, address)])
     }
@@ -269,13 +269,13 @@ impl KernelMap {
 }
 
 fn index(level: Level, address: usize) -> usize {
-    address >> FourLevel::shift(level) & (ENTRIES - 1)
+    address >> Mode::shift(level) & (ENTRIES - 1)
 }
 
 /// The highest level at which a leaf for `at` is aligned on both sides and no longer than `bytes`.
 fn largest_leaf(at: usize, physical: u64, bytes: u64) -> Level {
     let fits = |level: Level| {
-        let span = FourLevel::entry_span(level);
+        let span = Mode::entry_span(level);
         (at as u64 | physical).is_multiple_of(span) && bytes >= span
     };
     if cpu::features().contains(Features::GIGABYTE_PAGES) && fits(Level::Pud) {
@@ -329,7 +329,7 @@ impl Path {
 
     /// The mapping that `address` lies in, where the path ends at `level` in a leaf for `frame`.
     fn mapping(self, address: usize, level: Level, frame: Pfn) -> Mapping {
-        let bytes = 1 << FourLevel::shift(level);
+        let bytes = 1 << Mode::shift(level);
         Mapping {
             start: address & !(bytes - 1),
             bytes,
@@ -341,7 +341,8 @@ impl Path {
     }
 }
 
-/// Extends bit 47 of an address upwards.
+/// Extends the highest bit that is translated upwards.
 fn canonical(address: usize) -> usize {
-    ((address << 16) as isize >> 16) as usize
+    let unused = usize::BITS - Mode::shift(Level::Pgd) - ENTRIES.ilog2();
+    ((address << unused) as isize >> unused) as usize
 }
