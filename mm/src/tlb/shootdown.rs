@@ -96,10 +96,13 @@ pub(super) fn await_answers<M: Machine>(machine: M) {
     let mut polls: u32 = 0;
     // Acquire: pairs with the answer in `service`; the targets' flushes are over when the caller goes on.
     while requests.unanswered.load(Ordering::Acquire) != 0 {
-        // With interrupts off, so that this and the flush interrupt do not count over each other.
-        let irqs = machine.irq_save();
-        service(machine);
-        machine.irq_restore(irqs);
+        // Relaxed: what is not seen yet is seen at a later poll, or by the interrupt.
+        if requests.pending.load(Ordering::Relaxed) != 0 {
+            // With interrupts off, so that this and the flush interrupt do not count over each other.
+            let irqs = machine.irq_save();
+            service(machine);
+            machine.irq_restore(irqs);
+        }
         polls = polls.wrapping_add(1);
         if polls.is_multiple_of(per_pause) {
             machine.pause();
@@ -115,12 +118,9 @@ pub(super) fn await_answers<M: Machine>(machine: M) {
 pub fn service<M: Machine>(machine: M) {
     let me = machine.cpu();
     let local = machine.local();
-    let pending = &local.tlb.requests.pending;
-    if pending.load(Ordering::Relaxed) == 0 {
-        return;
-    }
-    // Acquire: the requests' contents; pairs with `post`.
-    let initiators = CpuSet(pending.swap(0, Ordering::Acquire));
+    // Acquire: the requests' contents; pairs with `post`. An exchange, since a plain load might be behind the interrupt that
+    // says there is something, and nobody says so twice.
+    let initiators = CpuSet(local.tlb.requests.pending.swap(0, Ordering::Acquire));
     for initiator in initiators.iter() {
         let requests = &machine.cpus().of(initiator).tlb.requests;
         // SAFETY: the initiator holds a reference to the address space until this CPU, among others, has answered.

@@ -196,7 +196,7 @@ impl Cpu {
     /// Takes a flush interrupt, if one is there and interrupts are on.
     pub fn take_interrupts(self) {
         let tlb = self.tlb();
-        while tlb.irqs.load(Ordering::Relaxed) && tlb.flush_pending.swap(false, Ordering::Relaxed) {
+        while tlb.irqs.load(Ordering::Relaxed) && tlb.flush_pending.swap(false, Ordering::Acquire) {
             tlb.irqs.store(false, Ordering::Relaxed);
             mm::tlb::service(self);
             tlb.irqs.store(true, Ordering::Relaxed);
@@ -371,7 +371,8 @@ unsafe impl Machine for Cpu {
     }
 
     fn send_flush_ipi(self, cpu: CpuId) {
-        self.hardware.tlbs[cpu.index()].flush_pending.store(true, Ordering::Relaxed);
+        // Release: whoever takes an interrupt sees what was stored before it was sent; pairs with `take_interrupts`.
+        self.hardware.tlbs[cpu.index()].flush_pending.store(true, Ordering::Release);
         self.end_halt(cpu);
     }
 }

@@ -2,6 +2,7 @@
 //! more advice (spec 9.1; R3, R6, R7, R8, R20, R21, R35, R41, I29).
 
 use alloc::sync::Arc;
+use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch_x86::machine::X86;
@@ -95,7 +96,11 @@ ktest! {
         let mm = Mm::create(memory())?;
         map_anonymous(&mm, SPAN)?;
         let turn = AtomicU64::new(0);
-        let await_turn = |wanted| while turn.load(Ordering::Acquire) < wanted {};
+        let await_turn = |wanted| {
+            while turn.load(Ordering::Acquire) < wanted {
+                spin_loop();
+            }
+        };
         crew::run(first_cpus(3), &|member| {
             let _user = enter(&mm);
             t.check(write(0, 1).is_ok() && write(TABLE, 1).is_ok(), format_args!("the pages cannot be written"));
