@@ -113,8 +113,8 @@ fn a_table_destroyed_with_its_lock_held_is_caught() {
         if DEBUG_SPINLOCK {
             // The descriptor let go of the lock before the lock complained.
             let lock = std::ptr::NonNull::from(lock);
-            // SAFETY: it came from the cache, is free now, and nothing names it any more.
             #[allow(unsafe_code)]
+            // SAFETY: it came from the cache, is free now, and nothing names it any more.
             unsafe {
                 world.memory.free_value(SlabKind::PtlLock, lock)
             };

@@ -21,8 +21,8 @@ fn take(machine: TestMachine, lock: &BuildLock, class: LockClass, nesting: Nesti
 
 fn release(machine: TestMachine, locks: &[&BuildLock]) {
     for lock in locks {
-        // SAFETY: the tests give up only what they took.
         #[allow(unsafe_code)]
+        // SAFETY: the tests give up only what they took.
         unsafe {
             lock.unlock(machine)
         }
