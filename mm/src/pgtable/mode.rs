@@ -44,11 +44,6 @@ pub trait PagingMode: 'static {
         1 << Self::shift(level)
     }
 
-    /// Bytes a whole table of `level` covers.
-    fn table_span(level: Level) -> u64 {
-        Self::entry_span(level) * Self::entries(level) as u64
-    }
-
     /// Index of the entry for `address` in a table of `level`.
     fn index(level: Level, address: VirtAddr) -> usize {
         (address.0 >> Self::shift(level)) as usize & (Self::entries(level) - 1)
