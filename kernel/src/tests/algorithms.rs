@@ -6,11 +6,10 @@ use arch_x86::machine::{X86, set_waiting_rule};
 use arch_x86::time;
 use mm::cpu::CpuSet;
 use mm::machine::{Machine, WaitingRule};
-use mm::sync::fifo::FifoLock;
 use mm::sync::mcs::McsLock;
 use mm::sync::spin::SpinLock;
 use mm::sync::test_and_set::TestAndSetLock;
-use mm::sync::ticket::TicketLock;
+use mm::sync::ticket::{FifoLock, TicketLock};
 use mm::sync::{LockClass, RawLock};
 
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};

@@ -11,7 +11,7 @@
 use super::atomic::Ordering;
 use super::atomic::plain::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 use super::order::{address, broken};
-use super::taking::can_hear;
+use super::word::can_hear;
 use super::{LockClass, RawLock};
 use crate::machine::Machine;
 use core::fmt;

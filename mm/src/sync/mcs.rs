@@ -25,9 +25,10 @@
 //! The unlocker learns from its releasing RMW whether anyone queues, and finds the first among the slots by the lock's
 //! address; the word is not touched again (I46, R39).
 
-use super::atomic::{AtomicU32, Ordering, const_new, fence};
+use super::atomic::{AtomicU32, Ordering, const_new};
+use super::order::address;
 use super::parking::{Wait, kick_ticket};
-use super::{LockClass, RawLock, taking};
+use super::word::{Protocol, WordLock, count_kick};
 use crate::config::NR_CPUS;
 use crate::cpu::CpuId;
 use crate::machine::Machine;
@@ -82,145 +83,91 @@ impl Default for QueueNode {
 }
 
 /// The lock.
-#[repr(transparent)]
-pub struct McsLock(AtomicU32);
+pub type McsLock = WordLock<Mcs>;
 
-impl McsLock {
+/// What happens on its word.
+pub struct Mcs;
+
+impl Protocol for Mcs {
     /// Takes the lock if it is free and nobody queues for it.
-    fn take_if_free(&self) -> bool {
+    fn take_if_free(word: &AtomicU32) -> bool {
         // Looked at before it is written to: a line that is only read stays with all CPUs. Acquire pairs with the Release of
         // the last unlock.
-        self.0.load(Ordering::Relaxed) == 0
-            && self.0.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        word.load(Ordering::Relaxed) == 0
+            && word.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    #[cold]
-    fn wait<M: Machine>(&self, machine: M, class: LockClass) {
-        let wait = Wait::begin(&machine, self.address(), class);
+    fn wait<M: Machine>(word: &AtomicU32, wait: &mut Wait<'_, M>) {
+        let machine = *wait.machine;
         let (me, node) = (link(machine.cpu()), &machine.local().queue);
         // Relaxed: the Release below publishes the node.
         node.next.store(0, Ordering::Relaxed);
         node.first.store(0, Ordering::Relaxed);
-        let before = self.become_last(me);
-        if let Some(before) = last(before) {
+        if let Some(before) = last(become_last(word, me)) {
             wait.take_ticket(me, UNKNOWN_TURNS);
             // Release: this CPU is done with the stores above when the other one stores to its node.
             machine.cpus().of(before).queue.next.store(me, Ordering::Release);
             // Acquire pairs with the Release in `pass_on`.
-            self.sleep_until(&wait, || node.first.load(Ordering::Acquire) == 1);
+            wait.sleep_until(|| node.first.load(Ordering::Acquire) == 1);
         }
         wait.take_ticket(FIRST, UNKNOWN_TURNS);
         // Acquire pairs with the Release of the last unlock. Only the first of the queue takes a lock that others queue for.
-        self.sleep_until(&wait, || self.0.load(Ordering::Acquire) & LOCKED == 0);
-        self.take_as_first(machine, me, class);
-        wait.end();
+        wait.sleep_until(|| !Self::is_locked(word.load(Ordering::Acquire)));
+        take_as_first(word, wait, me);
     }
 
-    /// Makes `me` the last of the queue and returns the word as it was before.
-    fn become_last(&self, me: u32) -> u32 {
-        let mut word = self.0.load(Ordering::Relaxed);
-        loop {
-            let queued = word & LOCKED | me << LAST_SHIFT;
-            // Release: the node is ready. Acquire: so is that of the one before.
-            match self.0.compare_exchange_weak(word, queued, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(before) => return before,
-                Err(now) => word = now,
-            }
-        }
-    }
-
-    /// Takes the free lock as the first of the queue, and passes that place on if anyone is there to have it.
-    fn take_as_first<M: Machine>(&self, machine: M, me: u32, class: LockClass) {
-        // Relaxed, twice: the first has acquired the lock when it saw it free, and nobody else could take it since.
-        let alone = self.0.compare_exchange(me << LAST_SHIFT, LOCKED, Ordering::Relaxed, Ordering::Relaxed);
-        if alone.is_err() {
-            self.0.fetch_or(LOCKED, Ordering::Relaxed);
-            let kicked = self.pass_on(machine);
-            taking::count_kick(machine, class, kicked);
-        }
-    }
-
-    /// Tells the next in the queue that it is the first now. Returns whether it had to be woken for that.
-    fn pass_on<M: Machine>(&self, machine: M) -> bool {
-        let node = &machine.local().queue;
-        let next = loop {
-            // Acquire pairs with the Release in `wait`. The other one links itself right after it became the last.
-            if let Some(next) = linked(node.next.load(Ordering::Acquire)) {
-                break next;
-            }
-            machine.pause();
-        };
-        // Release: this CPU is done with its node, and has left FIRST before the next one shows it.
-        machine.cpus().of(next).queue.first.store(1, Ordering::Release);
-        // Pairs with the fence in `sleep_until`.
-        fence(Ordering::SeqCst);
-        kick_ticket(machine, self.address(), link(next))
-    }
-
-    fn sleep_until<M: Machine>(&self, wait: &Wait<'_, M>, mine: impl Fn() -> bool) {
-        while !wait.poll(&mine) {
-            wait.halt(|| {
-                // Pairs with the fence in `unlock`, and with that in `pass_on`.
-                fence(Ordering::SeqCst);
-                !mine()
-            });
-        }
-    }
-
-    fn address(&self) -> usize {
-        (&raw const self.0).addr()
-    }
-}
-
-/// Tells the model checker that the word's memory is somebody else's from here on (R39).
-#[cfg(loom)]
-impl Drop for McsLock {
-    fn drop(&mut self) {
-        self.0.with_mut(|_| ());
-    }
-}
-
-impl RawLock for McsLock {
-    fn new() -> Self {
-        Self(AtomicU32::new(0))
-    }
-
-    fn lock<M: Machine>(&self, machine: M, class: LockClass) {
-        taking::may_wait(machine, self.address());
-        if !self.take_if_free() {
-            self.wait(machine, class);
-        }
-        taking::taken(machine, self.address(), class);
-    }
-
-    fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> bool {
-        taking::may_try(machine);
-        let taken = self.take_if_free();
-        if taken {
-            taking::taken(machine, self.address(), class);
-        }
-        taken
-    }
-
-    unsafe fn unlock<M: Machine>(&self, machine: M) {
-        let lock = self.address();
-        let class = taking::gives_up(machine, lock);
+    fn release<M: Machine>(word: &AtomicU32, machine: M, lock: usize) -> bool {
         // Release: what the owner did is seen by the next one.
-        let before = self.0.fetch_sub(LOCKED, Ordering::Release);
+        let before = word.fetch_sub(LOCKED, Ordering::Release);
         // From here on the lock is only an address.
-        let kicked = last(before).is_some() && {
-            // Pairs with the fence in `sleep_until`.
-            fence(Ordering::SeqCst);
-            kick_ticket(machine, lock, FIRST)
-        };
-        taking::count_kick(machine, class, kicked);
+        last(before).is_some() && kick_ticket(machine, lock, FIRST)
     }
 
-    fn is_locked(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & LOCKED != 0
+    fn is_locked(word: u32) -> bool {
+        word & LOCKED != 0
     }
 
-    fn is_contended(&self) -> bool {
-        last(self.0.load(Ordering::Relaxed)).is_some()
+    fn is_contended(word: u32) -> bool {
+        last(word).is_some()
     }
+}
+
+/// Makes `me` the last of the queue and returns the word as it was before.
+fn become_last(word: &AtomicU32, me: u32) -> u32 {
+    let mut seen = word.load(Ordering::Relaxed);
+    loop {
+        let queued = seen & LOCKED | me << LAST_SHIFT;
+        // Release: the node is ready. Acquire: so is that of the one before.
+        match word.compare_exchange_weak(seen, queued, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(before) => return before,
+            Err(now) => seen = now,
+        }
+    }
+}
+
+/// Takes the free lock as the first of the queue, and passes that place on if anyone is there to have it.
+fn take_as_first<M: Machine>(word: &AtomicU32, wait: &Wait<'_, M>, me: u32) {
+    // Relaxed, twice: the first has acquired the lock when it saw it free, and nobody else could take it since.
+    let alone = word.compare_exchange(me << LAST_SHIFT, LOCKED, Ordering::Relaxed, Ordering::Relaxed);
+    if alone.is_err() {
+        word.fetch_or(LOCKED, Ordering::Relaxed);
+        let kicked = pass_on(*wait.machine, address(word));
+        count_kick(*wait.machine, wait.class, kicked);
+    }
+}
+
+/// Tells the next in the queue of the lock at address `lock` that it is the first now. Returns whether it had to be woken
+/// for that.
+fn pass_on<M: Machine>(machine: M, lock: usize) -> bool {
+    let node = &machine.local().queue;
+    let next = loop {
+        // Acquire pairs with the Release in `wait`. The other one links itself right after it became the last.
+        if let Some(next) = linked(node.next.load(Ordering::Acquire)) {
+            break next;
+        }
+        machine.pause();
+    };
+    // Release: this CPU is done with its node, and has left FIRST before the next one shows it.
+    machine.cpus().of(next).queue.first.store(1, Ordering::Release);
+    kick_ticket(machine, lock, link(next))
 }

@@ -4,12 +4,7 @@ pub mod atomic;
 // Its unlock is unsafe to call, and it reads the places it was given.
 #[allow(unsafe_code)]
 pub mod debug;
-// `RawLock::unlock` is unsafe to call.
-#[allow(unsafe_code)]
-pub mod fifo;
 pub mod held;
-// `RawLock::unlock` is unsafe to call.
-#[allow(unsafe_code)]
 pub mod mcs;
 pub mod order;
 pub mod parking;
@@ -18,13 +13,11 @@ pub mod rwlock;
 // `SpinLock` hands out its value.
 #[allow(unsafe_code)]
 pub mod spin;
-mod taking;
-// `RawLock::unlock` is unsafe to call.
-#[allow(unsafe_code)]
 pub mod test_and_set;
+pub mod ticket;
 // `RawLock::unlock` is unsafe to call.
 #[allow(unsafe_code)]
-pub mod ticket;
+mod word;
 
 #[cfg(all(test, not(loom)))]
 mod testing;
@@ -125,7 +118,7 @@ pub enum Nesting {
 /// A mutual-exclusion algorithm. Taken with interrupts on (I24): a shootdown may be under way under the lock,
 /// and a waiter that does not take its interrupt would stop it for ever.
 ///
-/// Page tables use [`ticket`]; [`test_and_set`], [`fifo`] and [`mcs`] are there to be compared with it.
+/// Page tables use [`ticket`]; [`ticket::FifoLock`], [`test_and_set`] and [`mcs`] are there to be compared with it.
 pub trait RawLock: Send + Sync + 'static {
     /// A free lock.
     fn new() -> Self;

@@ -13,7 +13,7 @@
 
 use super::LockClass;
 use super::atomic::plain::{AtomicU8, AtomicU64 as PlainU64, AtomicUsize as PlainUsize};
-use super::atomic::{AtomicU32, AtomicUsize, Ordering, const_new};
+use super::atomic::{AtomicU32, AtomicUsize, Ordering, const_new, fence};
 use crate::config::NR_CPUS;
 use crate::cpu::{CpuId, CpuLocal, CpuSet};
 use crate::machine::{Machine, WaitingRule};
@@ -28,6 +28,9 @@ const TICKET: u32 = 1 << 31;
 const ASLEEP: u32 = 1 << 30;
 /// An unlocker has decided to kick the sleeper. Only outside the queue.
 const KICKED: u32 = 1 << 29;
+
+/// One waiter outside the queue: locks that have such count them in the lowest bits of their word.
+const OUTSIDER: u32 = 1;
 
 /// What one CPU waits for.
 #[repr(align(64))]
@@ -94,11 +97,13 @@ impl Default for ParkingSlot {
 
 /// One wait of this CPU for one lock.
 pub(super) struct Wait<'m, M: Machine> {
-    machine: &'m M,
+    /// The machine of this CPU.
+    pub(super) machine: &'m M,
     local: &'m CpuLocal,
     /// How this machine waits.
     pub(super) rule: WaitingRule,
-    class: LockClass,
+    /// What the lock protects.
+    pub(super) class: LockClass,
     since: u64,
     rounds_outside: u32,
 }
@@ -123,11 +128,6 @@ impl<'m, M: Machine> Wait<'m, M> {
         self.local.parking.state.store(TICKET | ticket, Ordering::Relaxed);
     }
 
-    /// One more round outside the queue was in vain.
-    pub(super) fn count_round(&mut self) {
-        self.rounds_outside += 1;
-    }
-
     /// Polls for one round until `done` says so; whether it did.
     pub(super) fn poll(&self, mut done: impl FnMut() -> bool) -> bool {
         let per_pause = self.rule.polls_per_pause.max(1);
@@ -145,13 +145,34 @@ impl<'m, M: Machine> Wait<'m, M> {
         false
     }
 
+    /// Polls and halts until `mine`, which an unlocker makes true before it looks for this CPU by [`kick_ticket`].
+    pub(super) fn sleep_until(&self, mine: impl Fn() -> bool) {
+        while !self.poll(&mine) {
+            self.halt(|| {
+                // Pairs with the fence in `kick_ticket`.
+                fence(Ordering::SeqCst);
+                !mine()
+            });
+        }
+    }
+
+    /// Ends a round outside the queue in vain: joins the outsiders that `word` counts, and halts if `taken` says of the
+    /// word before that the lock was taken.
+    pub(super) fn halt_outside(&mut self, word: &AtomicU32, taken: impl FnOnce(u32) -> bool) {
+        self.rounds_outside += 1;
+        // Release: the slot, for the unlocker that counts this waiter. Leaving publishes nothing.
+        if self.halt(|| taken(word.fetch_add(OUTSIDER, Ordering::Release))) {
+            word.fetch_sub(OUTSIDER, Ordering::Relaxed);
+        }
+    }
+
     /// Shows that this CPU sleeps, asks `still` whether there is anything to sleep for, and if so halts until a kick
     /// or any other interrupt. With interrupts off it does nothing, since no kick would end the halt. Returns whether
     /// `still` was asked.
     ///
     /// The store of ASLEEP is relaxed. `still` must begin with what orders it before the question: a releasing RMW on
     /// the word that the unlocker also changes by an RMW, or a SeqCst fence.
-    pub(super) fn halt(&self, still: impl FnOnce() -> bool) -> bool {
+    fn halt(&self, still: impl FnOnce() -> bool) -> bool {
         if !self.machine.irq_save() {
             return false;
         }
@@ -184,8 +205,10 @@ impl<'m, M: Machine> Wait<'m, M> {
 
 /// Kicks the CPU that sleeps with `ticket` for the lock at address `lock`, if it sleeps. Returns whether one did.
 ///
-/// The caller has executed a SeqCst fence since it gave the lock up.
+/// The caller has just stored what that CPU waits to see.
 pub(super) fn kick_ticket<M: Machine>(machine: M, lock: usize, ticket: u32) -> bool {
+    // Pairs with the fence in `sleep_until`.
+    fence(Ordering::SeqCst);
     let sleeper = machine.online().iter().find(|&cpu| {
         let slot = &machine.cpus().of(cpu).parking;
         // Relaxed: if this reads an old state, the waiter's own look at the head, after its fence, reads the new head.

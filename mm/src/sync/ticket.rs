@@ -1,11 +1,15 @@
-//! The ticket lock in one word, with waiters that may stand outside the queue (design decision 2, spec 12).
+//! The ticket lock in one word, with waiters that may stand outside the queue (design decision 2, spec 12), and the one
+//! that has no room for such: as spec 12.1 has it, for comparison.
 //!
 //! ```text
-//!  31          20 19           8 7         0
-//! +--------------+--------------+-----------+
-//! | tail ticket  | head ticket  | outsiders |      free: head == tail
-//! +--------------+--------------+-----------+
+//!  31          20 19           8 7         0            31          16 15           0
+//! +--------------+--------------+-----------+          +--------------+--------------+
+//! | tail ticket  | head ticket  | outsiders |          | tail ticket  | head ticket  |      free: head == tail
+//! +--------------+--------------+-----------+          +--------------+--------------+
 //! ```
+//!
+//! Tickets are served in their order (I44), so a next owner whose virtual CPU does not run stops everyone behind it. Hence
+//! the outsiders.
 //!
 //! A waiter without a ticket polls for a free lock, then joins the count of *outsiders* and halts. After the rounds the
 //! machine's rule allows it takes a ticket and is served in order. The unlocker advances head by one RMW, and what that
@@ -25,186 +29,130 @@
 //! unlock that saw the slot; otherwise that unlock would have acquired the hiding from it, or from X's own unlock. So X
 //! takes the lock, or finds an owner whose unlock is still to come and sees all outsiders that remain.
 
-use super::atomic::{AtomicU32, Ordering, fence};
+use super::atomic::{AtomicU32, Ordering};
 use super::parking::{Wait, kick_outsider, kick_ticket};
-use super::{LockClass, RawLock, taking};
+use super::word::{Protocol, WordLock};
 use crate::config::NR_CPUS;
 use crate::machine::Machine;
 
-/// Bits of a ticket. Small under the model checker, so that tickets wrap within a model (R40).
-const TICKET_BITS: u32 = if cfg!(loom) { 2 } else { 12 };
-const TICKET_MASK: u32 = (1 << TICKET_BITS) - 1;
-const OUTSIDER_BITS: u32 = 8;
-const OUTSIDER_MASK: u32 = (1 << OUTSIDER_BITS) - 1;
-const OUTSIDER: u32 = 1;
-/// The tail ends the word, so that its carry falls off.
-const TAIL_SHIFT: u32 = u32::BITS - TICKET_BITS;
-const TAIL: u32 = 1 << TAIL_SHIFT;
-const HEAD_SHIFT: u32 = TAIL_SHIFT - TICKET_BITS;
-const HEAD: u32 = 1 << HEAD_SHIFT;
+/// The lock.
+pub type TicketLock = WordLock<Tickets<8>>;
+/// The lock for which everyone queues.
+pub type FifoLock = WordLock<Tickets<0>>;
 
-const _: () = assert!(OUTSIDER_BITS <= HEAD_SHIFT);
-// A CPU has at most one ticket and stands outside at most once: it waits with nothing else running (I45).
-const _: () = assert!(NR_CPUS < 1 << TICKET_BITS && NR_CPUS < 1 << OUTSIDER_BITS);
-
-/// A value of the lock word.
+/// A value of the lock word, with so many bits to count outsiders: none, if nobody stands outside.
 #[derive(Clone, Copy)]
-struct Word(u32);
+pub struct Tickets<const OUTSIDER_BITS: u32>(u32);
 
-impl Word {
+impl<const OUTSIDER_BITS: u32> Tickets<OUTSIDER_BITS> {
+    /// Bits of a ticket. Small under the model checker, so that tickets wrap within a model (R40).
+    const TICKET_BITS: u32 = if cfg!(loom) { 2 } else { (u32::BITS - OUTSIDER_BITS) / 2 };
+    const TICKET_MASK: u32 = (1 << Self::TICKET_BITS) - 1;
+    const OUTSIDER_MASK: u32 = (1 << OUTSIDER_BITS) - 1;
+    /// The tail ends the word, so that its carry falls off.
+    const TAIL_SHIFT: u32 = u32::BITS - Self::TICKET_BITS;
+    const TAIL: u32 = 1 << Self::TAIL_SHIFT;
+    /// The head is its neighbour, in models too, so that a carry out of it is seen.
+    const HEAD_SHIFT: u32 = Self::TAIL_SHIFT - Self::TICKET_BITS;
+    const HEAD: u32 = 1 << Self::HEAD_SHIFT;
+
+    // A CPU has at most one ticket and stands outside at most once: it waits with nothing else running (I45).
+    const ROOM_FOR_ALL_CPUS: () = {
+        assert!(NR_CPUS < 1 << Self::TICKET_BITS && OUTSIDER_BITS <= Self::HEAD_SHIFT);
+        assert!(OUTSIDER_BITS == 0 || NR_CPUS < 1 << OUTSIDER_BITS);
+    };
+
     fn tail(self) -> u32 {
-        self.0 >> TAIL_SHIFT
+        self.0 >> Self::TAIL_SHIFT
     }
 
     fn head(self) -> u32 {
-        self.0 >> HEAD_SHIFT & TICKET_MASK
+        self.0 >> Self::HEAD_SHIFT & Self::TICKET_MASK
     }
 
     /// Tickets out, the owner's included. Truncated to a ticket's width, or it is wrong when tail has wrapped (I49).
-    fn tickets(self) -> u32 {
-        self.tail().wrapping_sub(self.head()) & TICKET_MASK
-    }
-
-    fn is_free(self) -> bool {
-        self.tickets() == 0
+    fn out(self) -> u32 {
+        self.tail().wrapping_sub(self.head()) & Self::TICKET_MASK
     }
 
     fn outsiders(self) -> u32 {
-        self.0 & OUTSIDER_MASK
-    }
-}
-
-/// The lock.
-#[repr(transparent)]
-pub struct TicketLock(AtomicU32);
-
-impl TicketLock {
-    /// Takes the lock if it is free. Whoever changes the word meanwhile may be an outsider that comes or goes.
-    fn take_if_free(&self) -> bool {
-        let mut word = Word(self.0.load(Ordering::Relaxed));
-        while word.is_free() {
-            let taken = word.0.wrapping_add(TAIL);
-            // Acquire pairs with the Release of the last unlock, directly or through the RMWs since.
-            match self.0.compare_exchange_weak(word.0, taken, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => word = Word(now),
-            }
-        }
-        false
-    }
-
-    #[cold]
-    fn wait<M: Machine>(&self, machine: M, class: LockClass) {
-        let mut wait = Wait::begin(&machine, self.address(), class);
-        if !self.wait_outside(&mut wait) {
-            self.wait_in_queue(&wait);
-        }
-        wait.end();
+        self.0 & Self::OUTSIDER_MASK
     }
 
     /// Stands outside for as many rounds as the rule allows; whether the lock was taken.
-    fn wait_outside<M: Machine>(&self, wait: &mut Wait<'_, M>) -> bool {
+    fn wait_outside<M: Machine>(word: &AtomicU32, wait: &mut Wait<'_, M>) -> bool {
         for _ in 0..wait.rule.rounds {
-            if wait.poll(|| self.take_if_free()) {
+            if wait.poll(|| Self::take_if_free(word)) {
                 return true;
             }
-            wait.count_round();
-            // Release: the slot, for the unlocker that counts this waiter. Leaving publishes nothing.
-            if wait.halt(|| !Word(self.0.fetch_add(OUTSIDER, Ordering::Release)).is_free()) {
-                self.0.fetch_sub(OUTSIDER, Ordering::Relaxed);
-            }
+            wait.halt_outside(word, Self::is_locked);
         }
         false
     }
 
     /// Takes a ticket and waits for its turn.
-    fn wait_in_queue<M: Machine>(&self, wait: &Wait<'_, M>) {
+    fn wait_in_queue<M: Machine>(word: &AtomicU32, wait: &Wait<'_, M>) {
         // Relaxed: being served is what acquires, even if that is at once.
-        let before = Word(self.0.fetch_add(TAIL, Ordering::Relaxed));
+        let before = Self(word.fetch_add(Self::TAIL, Ordering::Relaxed));
         let ticket = before.tail();
-        wait.take_ticket(ticket, before.tickets());
+        wait.take_ticket(ticket, before.out());
         // Acquire pairs with the Release of the unlock that made head this ticket.
-        let served = || Word(self.0.load(Ordering::Acquire)).head() == ticket;
-        while !wait.poll(served) {
-            wait.halt(|| {
-                // Pairs with the fence in `unlock`.
-                fence(Ordering::SeqCst);
-                !served()
-            });
-        }
-    }
-
-    /// The key under which waiters of this lock are found.
-    fn address(&self) -> usize {
-        (&raw const self.0).addr()
+        wait.sleep_until(|| Self(word.load(Ordering::Acquire)).head() == ticket);
     }
 }
 
-/// Tells the model checker that the word's memory is somebody else's from here on (R39).
-#[cfg(loom)]
-impl Drop for TicketLock {
-    fn drop(&mut self) {
-        self.0.with_mut(|_| ());
-    }
-}
-
-impl RawLock for TicketLock {
-    fn new() -> Self {
-        Self(AtomicU32::new(0))
-    }
-
-    fn lock<M: Machine>(&self, machine: M, class: LockClass) {
-        taking::may_wait(machine, self.address());
-        if !self.take_if_free() {
-            self.wait(machine, class);
+impl<const OUTSIDER_BITS: u32> Protocol for Tickets<OUTSIDER_BITS> {
+    /// Takes a ticket if it is served at once. Whoever changes the word meanwhile may be an outsider that comes or goes.
+    fn take_if_free(word: &AtomicU32) -> bool {
+        let () = Self::ROOM_FOR_ALL_CPUS;
+        let mut seen = word.load(Ordering::Relaxed);
+        while !Self::is_locked(seen) {
+            let taken = seen.wrapping_add(Self::TAIL);
+            // Acquire pairs with the Release of the last unlock, directly or through the RMWs since.
+            match word.compare_exchange_weak(seen, taken, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
         }
-        taking::taken(machine, self.address(), class);
+        false
     }
 
-    fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> bool {
-        taking::may_try(machine);
-        let taken = self.take_if_free();
-        if taken {
-            taking::taken(machine, self.address(), class);
+    fn wait<M: Machine>(word: &AtomicU32, wait: &mut Wait<'_, M>) {
+        if OUTSIDER_BITS == 0 || !Self::wait_outside(word, wait) {
+            Self::wait_in_queue(word, wait);
         }
-        taken
     }
 
-    unsafe fn unlock<M: Machine>(&self, machine: M) {
-        let lock = self.address();
-        let class = taking::gives_up(machine, lock);
+    fn release<M: Machine>(word: &AtomicU32, machine: M, lock: usize) -> bool {
         // Relaxed: nobody but the owner changes head.
-        let head = Word(self.0.load(Ordering::Relaxed)).head();
+        let head = Self(word.load(Ordering::Relaxed)).head();
         // Release: what the owner did is seen by the next one. Acquire: the slots of the outsiders that this counts.
-        // At its largest value head goes back to zero by itself, or the carry would end up in the tail.
-        let before = Word(if head == TICKET_MASK {
-            self.0.fetch_sub(TICKET_MASK * HEAD, Ordering::AcqRel)
+        // At its largest value head goes back to zero by itself, or its carry would end up in the tail.
+        let before = Self(if head == Self::TICKET_MASK {
+            word.fetch_sub(Self::TICKET_MASK * Self::HEAD, Ordering::AcqRel)
         } else {
-            self.0.fetch_add(HEAD, Ordering::AcqRel)
+            word.fetch_add(Self::HEAD, Ordering::AcqRel)
         });
         // From here on the lock is only an address.
-        let kicked = if before.tickets() > 1 {
-            // Pairs with the fence in `wait_in_queue`.
-            fence(Ordering::SeqCst);
-            kick_ticket(machine, lock, head.wrapping_add(1) & TICKET_MASK)
+        if before.out() > 1 {
+            kick_ticket(machine, lock, head.wrapping_add(1) & Self::TICKET_MASK)
         } else {
             before.outsiders() > 0 && kick_outsider(machine, lock)
-        };
-        taking::count_kick(machine, class, kicked);
+        }
     }
 
-    fn is_locked(&self) -> bool {
-        !Word(self.0.load(Ordering::Relaxed)).is_free()
+    fn is_locked(word: u32) -> bool {
+        Self(word).out() > 0
     }
 
-    fn is_contended(&self) -> bool {
-        Word(self.0.load(Ordering::Relaxed)).tickets() > 1
+    fn is_contended(word: u32) -> bool {
+        Self(word).out() > 1
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{OUTSIDER, TAIL, TICKET_MASK, TicketLock, Word};
+    use super::{TicketLock, Tickets};
     use crate::cpu::CpuId;
     use crate::machine::Machine;
     use crate::machine::sim::Body;
@@ -212,9 +160,15 @@ mod tests {
     use crate::sync::LockClass::Pte;
     use crate::sync::RawLock;
     use crate::sync::atomic::Ordering::Relaxed;
+    use crate::sync::order::address;
     use crate::sync::parking::WaitingFor;
     use crate::sync::spin::SpinLock;
     use crate::sync::testing::{machine, unlock};
+    use crate::sync::word::WordLock;
+
+    fn outsiders(lock: &TicketLock) -> u32 {
+        Tickets::<8>(lock.word.load(Relaxed)).outsiders()
+    }
 
     /// Every CPU increments a counter under one lock; nothing is lost and the bounds of the waiting rule hold.
     fn increments_add_up(rounds: u32, polls: u32) {
@@ -238,7 +192,7 @@ mod tests {
         assert!(stats.peak(&[Pte], LockPeak::RoundsOutside) <= rounds.into());
         assert!(stats.peak(&[Pte], LockPeak::TurnsInQueue) < CPUS as u64);
         assert!(machine.cpus().iter().all(|(_, local)| local.parking.waiting_for().is_none()));
-        assert_eq!(Word(counter.raw().0.load(Relaxed)).outsiders(), 0);
+        assert_eq!(outsiders(counter.raw()), 0);
     }
 
     #[test]
@@ -265,9 +219,7 @@ mod tests {
         let owner = || {
             lock.lock(machine, Pte);
             let slot = &machine.cpus().of(CpuId(1)).parking;
-            while !slot.waiting_for().is_some_and(|waiting| waiting.asleep)
-                || Word(lock.0.load(Relaxed)).outsiders() != rounds.min(1)
-            {
+            while !slot.waiting_for().is_some_and(|waiting| waiting.asleep) || outsiders(&lock) != rounds.min(1) {
                 machine.pause();
             }
             seen = slot.waiting_for();
@@ -288,7 +240,7 @@ mod tests {
         assert!(stats.peak(&[Pte], LockPeak::WaitNanos) > 0);
         assert_eq!(stats.locks(&[Pte], LockCounter::WaitNanos), stats.peak(&[Pte], LockPeak::WaitNanos));
         let seen = seen.unwrap();
-        assert_eq!((seen.lock, seen.class), (lock.address(), Pte));
+        assert_eq!((seen.lock, seen.class), (address(&lock), Pte));
         seen
     }
 
@@ -302,25 +254,31 @@ mod tests {
         assert_eq!(a_sleeper_is_kicked(8, false).ticket, None);
     }
 
+    /// I49, R40: no field carries into another, and contention is seen on both sides of the wrap.
     #[test]
     fn tickets_wrap_without_touching_their_neighbours() {
+        tickets_wrap::<8>(1);
+        tickets_wrap::<0>(0);
+    }
+
+    fn tickets_wrap<const OUTSIDER_BITS: u32>(outsiders: u32) {
         let sim = machine(1, 0, 1);
         let machine = sim.handle();
-        let lock = TicketLock::new();
-        lock.0.fetch_add(OUTSIDER, Relaxed);
+        let lock = WordLock::<Tickets<OUTSIDER_BITS>>::new();
+        lock.word.fetch_add(outsiders, Relaxed);
         machine.run_cpu(CpuId(0), || {
-            for turn in 0..3 * (TICKET_MASK + 1) + 7 {
+            for turn in 0..2 * (Tickets::<OUTSIDER_BITS>::TICKET_MASK + 1) + 7 {
                 assert!(!lock.is_locked());
                 lock.lock(machine, Pte);
                 assert!(lock.is_locked() && !lock.is_contended(), "turn {turn}");
                 // A second ticket, as a waiter would take it, across the wrap of either counter.
-                lock.0.fetch_add(TAIL, Relaxed);
+                lock.word.fetch_add(Tickets::<OUTSIDER_BITS>::TAIL, Relaxed);
                 assert!(lock.is_contended(), "turn {turn}");
                 unlock(&lock, machine);
                 assert!(lock.is_locked() && !lock.is_contended(), "turn {turn}");
-                machine.local().held.push(lock.address(), Pte);
+                machine.local().held.push(address(&lock), Pte);
                 unlock(&lock, machine);
-                assert_eq!(Word(lock.0.load(Relaxed)).outsiders(), 1, "turn {turn}");
+                assert_eq!(Tickets::<OUTSIDER_BITS>(lock.word.load(Relaxed)).outsiders(), outsiders, "turn {turn}");
             }
         });
     }

@@ -11,10 +11,9 @@ use linkme::distributed_slice;
 use mm::cpu::CpuSet;
 use mm::machine::{Machine, WaitingRule};
 use mm::stats::LockCounter;
-use mm::sync::fifo::FifoLock;
 use mm::sync::mcs::McsLock;
 use mm::sync::test_and_set::TestAndSetLock;
-use mm::sync::ticket::TicketLock;
+use mm::sync::ticket::{FifoLock, TicketLock};
 
 use crate::harness::{Job, Name, Random, Tally, WORKLOADS, Workload};
 use crate::record::Record;
