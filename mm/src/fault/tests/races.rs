@@ -1,0 +1,271 @@
+//! Faults of all CPUs at once, and against those who take their pages and rights away.
+
+use crate::address::VirtRange;
+use crate::address_space::Mapping;
+use crate::fault::FaultError;
+use crate::machine::Machine;
+use crate::machine::sim::SimConfig;
+use crate::object::Object;
+use crate::pgtable::{FourLevel, PagingMode, Protection, Tiny};
+use crate::stats::{Counter, StatsSnapshot};
+use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const CPUS: u64 = 4;
+
+fn racy<Mode: PagingMode>(frames: usize, seed: u64) -> World<Mode> {
+    World::new(SimConfig::racy(frames, CPUS as usize, seed))
+}
+
+/// R1, R2, I15: every CPU touches every page of every table first.
+fn all_touch_all<Mode: PagingMode>(frames: usize, first: u64, count: u64, seed: u64) {
+    let world: World<Mode> = racy(frames, seed);
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(first, first + count));
+        mm
+    });
+    world.machine.run_all(|_| {
+        let process = Process::enter(&world, &mm);
+        for number in first..first + count {
+            process.fetch_add(page(number), 1).unwrap();
+        }
+    });
+    world.alone(|| {
+        let process = Process::enter(&world, &mm);
+        let mut frames = std::collections::BTreeSet::new();
+        for number in first..first + count {
+            assert_eq!(process.read(page(number)), Ok(CPUS), "an increment is lost");
+            let pfn = frame_at(&world, &mm, page(number)).expect("a mapped page");
+            assert!(frames.insert(pfn), "{pfn:?} is mapped twice");
+            let descriptor = world.memory.memmap().page(pfn);
+            assert_eq!((descriptor.refcount(), descriptor.mapcount()), (1, 1));
+        }
+        assert_eq!(mm.linked_table_bytes() / 4096 + 1, world.memory.page_tables(), "a spare table was kept (I7)");
+        drop(process);
+        drop(mm);
+    });
+}
+
+#[test]
+fn first_faults_on_the_same_pages_agree_on_one_frame() {
+    (0..8).for_each(|seed| all_touch_all::<FourLevel>(256, 0x1f0, 32, seed));
+}
+
+#[test]
+fn first_faults_on_the_same_pages_agree_on_one_frame_in_two_levels() {
+    (0..16).for_each(|seed| all_touch_all::<Tiny>(128, 1, 14, seed));
+}
+
+#[test]
+fn disjoint_slices_are_filled_by_their_owners() {
+    let world: World<FourLevel> = racy(2048, 3);
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x200 * (CPUS + 1)));
+        mm
+    });
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        let slice = 0x200 * (u64::from(cpu.0) + 1);
+        for number in slice..slice + 64 {
+            process.write(page(number), number).unwrap();
+        }
+    });
+    world.alone(|| {
+        let process = Process::enter(&world, &mm);
+        for slice in 1..=CPUS {
+            for number in 0x200 * slice..0x200 * slice + 64 {
+                assert_eq!(process.read(page(number)), Ok(number));
+            }
+        }
+        drop(process);
+        drop(mm);
+    });
+}
+
+#[test]
+fn an_object_shared_by_two_address_spaces_counts_every_increment() {
+    let world: World<FourLevel> = racy(512, 5);
+    let (object, spaces) = world.alone(|| {
+        let object = Object::create(world.memory, 100).unwrap();
+        let spaces = [world.mm(), world.mm()];
+        for mm in &spaces {
+            for at in [0x1f0, 0x800] {
+                let mapping = Mapping::Object { object: object.clone(), first_page: 10 };
+                mm.mmap(pages(at, at + 32), Protection::READ_WRITE, mapping).unwrap();
+            }
+        }
+        (object, spaces)
+    });
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &spaces[cpu.index() % 2]);
+        for number in 0..32 {
+            process.fetch_add(page(0x1f0 + number), 1).unwrap();
+            process.fetch_add(page(0x800 + number), 1).unwrap();
+        }
+    });
+    world.alone(|| {
+        for number in 0..32 {
+            let pfn = object.resident(10 + number).expect("a touched page");
+            assert_eq!(world.machine.handle().frame_words(pfn)[0], 2 * CPUS);
+            let descriptor = world.memory.memmap().page(pfn);
+            assert_eq!((descriptor.mapcount(), descriptor.refcount()), (4, 5));
+        }
+        drop((object, spaces));
+    });
+}
+
+/// R3, R20, R41, I29: pages come and go under the feet of writers; no write goes astray, and nothing is translated
+/// once `munmap` has returned. The simulated machine names any use of a stale translation or freed table.
+#[test]
+fn munmap_races_with_faults() {
+    for seed in 0..4 {
+        unmap_while_touching(pages(0x1f8, 0x208), seed);
+    }
+}
+
+/// The design's rule for none slots: the region has no tables when the fault begins.
+#[test]
+fn munmap_races_with_the_first_fault_of_a_region_without_tables() {
+    for seed in 0..8 {
+        unmap_while_touching(pages(0x4_0000, 0x4_0001), seed);
+    }
+}
+
+fn unmap_while_touching(range: VirtRange, seed: u64) {
+    const ROUNDS: u64 = 40;
+    let world: World<FourLevel> = racy(512, seed);
+    let mm = world.alone(|| world.mm());
+    let round = AtomicU64::new(0);
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        if cpu.0 == 0 {
+            for _ in 0..ROUNDS {
+                map_anonymous(&mm, range);
+                // Something may have been written by now, or not; what is read is zero or a writer's number.
+                assert!(process.read(range.start).unwrap() <= CPUS);
+                mm.munmap(range).unwrap();
+                world.machine.assert_no_translation(mm.pgd(), range);
+                assert_eq!(mm.linked_table_bytes(), 0, "tables of an empty address space");
+                round.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        }
+        let mut touched = 0;
+        while round.load(Ordering::Relaxed) < ROUNDS {
+            let number = range.start.0 + (touched % range.pages()) * 4096;
+            match process.write(crate::address::VirtAddr(number), u64::from(cpu.0)) {
+                Ok(()) | Err(FaultError::NotMapped) => touched += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    });
+    world.alone(|| drop(mm));
+}
+
+/// Once `mprotect` has taken the right to write, no write lands any more.
+#[test]
+fn mprotect_races_with_writes() {
+    for seed in 0..4 {
+        let world: World<FourLevel> = racy(512, seed);
+        let mm = world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(0x200, 0x208));
+            mm
+        });
+        let done = AtomicU64::new(0);
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &mm);
+            if cpu.0 == 0 {
+                for _ in 0..40 {
+                    mm.mprotect(pages(0x202, 0x206), Protection::READ).unwrap();
+                    let seen: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
+                    for _ in 0..16 {
+                        world.machine.handle().pause();
+                    }
+                    let later: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
+                    assert_eq!(seen, later, "a write landed after the right was gone");
+                    mm.mprotect(pages(0x202, 0x206), Protection::READ_WRITE).unwrap();
+                }
+                done.store(1, Ordering::Relaxed);
+                return;
+            }
+            while done.load(Ordering::Relaxed) == 0 {
+                for number in 0x200..0x208 {
+                    match process.fetch_add(page(number), 1) {
+                        Ok(_) | Err(FaultError::Forbidden) => (),
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            }
+        });
+        world.alone(|| drop(mm));
+    }
+}
+
+/// Two CPUs store to a page that shows the zero page: one copy, nobody reads the old page afterwards (R18's shape).
+#[test]
+fn the_zero_page_is_replaced_once() {
+    for seed in 0..8 {
+        let world: World<FourLevel> = racy(256, seed);
+        let mm = world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(0x200, 0x210));
+            mm
+        });
+        world.machine.run_all(|_| {
+            let process = Process::enter(&world, &mm);
+            for number in 0x200..0x210 {
+                process.read(page(number)).unwrap();
+            }
+            for number in 0x200..0x210 {
+                let before = process.fetch_add(page(number), 1).unwrap();
+                assert!(process.read(page(number)).unwrap() > before, "a read went to the old page");
+            }
+        });
+        world.alone(|| {
+            let process = Process::enter(&world, &mm);
+            assert!((0x200..0x210).all(|number| process.read(page(number)) == Ok(CPUS)));
+            drop(process);
+            drop(mm);
+        });
+        let raced = StatsSnapshot::sum(world.machine.handle().cpus())[Counter::ZeroPageUpgrade];
+        assert_eq!(raced, 16, "each zero page is replaced once");
+    }
+}
+
+/// Spec 7.3: once a store to a fresh page is visible, no CPU reads the zero page in its place, whatever its TLB holds.
+#[test]
+fn nobody_reads_the_zero_page_after_its_replacement() {
+    for seed in 0..4 {
+        let world: World<FourLevel> = racy(256, seed);
+        let mm = world.alone(|| {
+            let mm = world.mm();
+            map_anonymous(&mm, pages(0x200, 0x210));
+            mm
+        });
+        let (readers, written) = (AtomicU64::new(0), AtomicU64::new(0));
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &mm);
+            let wait_for = |count: &AtomicU64, least| {
+                while count.load(Ordering::Acquire) < least {
+                    world.machine.handle().pause();
+                }
+            };
+            for number in 0..16 {
+                if cpu.0 == 0 {
+                    wait_for(&readers, (number + 1) * (CPUS - 1));
+                    process.write(page(0x200 + number), 1).unwrap();
+                    written.fetch_add(1, Ordering::Release);
+                } else {
+                    assert_eq!(process.read(page(0x200 + number)), Ok(0));
+                    readers.fetch_add(1, Ordering::Release);
+                    wait_for(&written, number + 1);
+                    assert_eq!(process.read(page(0x200 + number)), Ok(1), "the zero page is read");
+                }
+            }
+        });
+        world.alone(|| drop(mm));
+    }
+}
