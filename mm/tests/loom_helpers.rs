@@ -7,12 +7,11 @@
 
 mod loom_machine;
 
-use loom_machine::world::World;
-use loom_machine::{Cpu, Model};
+use loom_machine::Cpu;
+use loom_machine::world::explore;
 use mm::address::{VirtAddr, VirtRange};
 use mm::address_space::{Mapping, Mm};
 use mm::fault::handle_mm_fault;
-use mm::machine::Machine;
 use mm::pgtable::{
     Entry, Protection, PteLocked, SeenPte, pmd_offset, pte_alloc, pte_at, pte_offset_map_lock,
     pte_offset_map_ro_nolock, pte_offset_map_rw_nolock,
@@ -40,27 +39,14 @@ fn map_and_touch(mm: &Mm<Cpu>) {
     handle_mm_fault(mm, TOUCHED, Access::Write).unwrap();
 }
 
-/// What every CPU does, and what must hold then, in an address space that begins as `prepare` says.
-fn model(
-    prepare: fn(&Mm<Cpu>),
-    work: impl Fn(&World, Cpu) + Copy + Send + Sync + 'static,
-    judge: impl Fn(&Mm<Cpu>) + Copy + Send + Sync + 'static,
-) {
-    Model { frames: FRAMES, ..Model::new(2, 0) }.run_on(
-        move |cpu| World::new(cpu, FRAMES, prepare),
-        move |world, cpu| cpu.awake(|| work(world, cpu)),
-        move |world, cpu| world.balance(cpu, judge),
-    );
-}
-
 /// R1, I3, I15: two CPUs find the slot none and make a table each. One is linked, both use it, and the other is freed.
 #[test]
 fn two_that_make_one_table_agree() {
-    model(
+    explore(
+        FRAMES,
         map,
-        |world, cpu| {
-            let mm = world.mm();
-            let rcu = rcu::read_lock(cpu);
+        |mm, _| {
+            let rcu = rcu::read_lock(mm.machine());
             let pmds = pmd_offset(mm, &rcu, TOUCHED).unwrap();
             let (pmd, vma) = (pmds.slot(TOUCHED), mm.find_vma(&rcu, TOUCHED).unwrap());
             pte_alloc(mm, pmd, vma).unwrap();
@@ -76,10 +62,11 @@ fn two_that_make_one_table_agree() {
 /// R2: two CPUs take the first fault of one page. One frame shows there, and the other goes back.
 #[test]
 fn two_that_fault_on_one_page_agree() {
-    model(
+    explore(
+        FRAMES,
         map_and_touch,
-        |world, _| {
-            handle_mm_fault(world.mm(), UNTOUCHED, Access::Write).unwrap();
+        |mm, _| {
+            handle_mm_fault(mm, UNTOUCHED, Access::Write).unwrap();
         },
         |mm| {
             let pte = pte_at(mm, UNTOUCHED).unwrap();
@@ -98,11 +85,11 @@ enum Rcu {
 
 /// CPU 0 unmaps, frees what can be freed, and does `then`; CPU 1 does `look`.
 fn against_detach(rcu: Rcu, then: fn(&Mm<Cpu>), look: impl Fn(&Mm<Cpu>) + Copy + Send + Sync + 'static) {
-    model(
+    explore(
+        FRAMES,
         map_and_touch,
-        move |world, cpu| {
-            let mm = world.mm();
-            if cpu.cpu().index() == 1 {
+        move |mm, cpu| {
+            if cpu == 1 {
                 return look(mm);
             }
             if let Rcu::Stubbed = rcu {

@@ -77,19 +77,35 @@ impl Space {
         self.gone[page].store(true, Ordering::SeqCst);
     }
 
-    /// This CPU sends no more flushes. It answers those of the `senders` others.
-    fn finish(&self, cpu: Cpu, senders: usize) {
+    /// This CPU sends no more flushes. It answers those of the other.
+    fn finish(&self, cpu: Cpu) {
         self.done.fetch_add(1, Ordering::AcqRel);
-        while self.done.load(Ordering::Acquire) < senders {
+        while self.done.load(Ordering::Acquire) < 2 {
             cpu.pause();
         }
         (0..2).for_each(|page| self.access(cpu, page));
     }
 }
 
-/// Two CPUs, with six ASIDs or none.
-fn model(tagged: bool) -> Model {
-    Model { asids: if tagged { 6 } else { 1 }, ..Model::new(2, 0) }
+/// CPU 0 does `first`, CPU 1 `second`, over what CPU 0 has made by `begin`. Their TLBs have six ASIDs or none.
+fn race(
+    tagged: bool,
+    begin: fn(Cpu) -> Space,
+    first: impl Fn(&Space, Cpu) + Copy + Send + Sync + 'static,
+    second: impl Fn(&Space, Cpu) + Copy + Send + Sync + 'static,
+) {
+    Model { asids: if tagged { 6 } else { 1 }, ..Model::new(2, 0) }.run_on(
+        begin,
+        move |space, cpu| {
+            if cpu.cpu().index() == 0 {
+                first(space, cpu)
+            } else {
+                second(space, cpu)
+            }
+            space.finish(cpu);
+        },
+        |_, _| (),
+    );
 }
 
 /// R23, I32: a CPU loads the address space while another flushes it. It comes back to what it had cached, which is kept
@@ -97,22 +113,18 @@ fn model(tagged: bool) -> Model {
 #[test]
 fn switch_against_flush() {
     for tagged in [true, false] {
-        model(tagged).run_on(
+        race(
+            tagged,
             |cpu| {
                 let space = Space::loaded(cpu);
                 space.leave(cpu);
                 space
             },
             |space, cpu| {
-                if cpu.cpu().index() == 0 {
-                    space.load(cpu);
-                    space.access(cpu, 0);
-                } else {
-                    space.unmap(cpu, 0, false);
-                }
-                space.finish(cpu, 2);
+                space.load(cpu);
+                space.access(cpu, 0);
             },
-            |_, _| (),
+            |space, cpu| space.unmap(cpu, 0, false),
         );
     }
 }
@@ -120,85 +132,71 @@ fn switch_against_flush() {
 /// R24, I31: two flushes reach a CPU in either order, one of them its own.
 #[test]
 fn generations_out_of_order() {
-    model(true).run_on(
-        Space::loaded,
-        |space, cpu| {
-            space.unmap(cpu, cpu.cpu().index(), false);
+    let flush = |page| {
+        move |space: &Space, cpu| {
+            space.unmap(cpu, page, false);
             (0..2).for_each(|page| space.access(cpu, page));
-            space.finish(cpu, 2);
-        },
-        |_, _| (),
-    );
+        }
+    };
+    race(true, Space::loaded, flush(0), flush(1));
 }
 
 /// R26: a flush passes a lazy CPU by, which comes back at the same moment.
 #[test]
 fn return_from_lazy_against_flush() {
-    model(true).run_on(
+    race(
+        true,
         Space::loaded,
         |space, cpu| {
-            if cpu.cpu().index() == 0 {
-                tlb::enter_lazy(cpu);
-                space.load(cpu);
-                space.access(cpu, 0);
-            } else {
-                space.unmap(cpu, 0, false);
-            }
-            space.finish(cpu, 2);
+            tlb::enter_lazy(cpu);
+            space.load(cpu);
+            space.access(cpu, 0);
         },
-        |_, _| (),
+        |space, cpu| space.unmap(cpu, 0, false),
     );
 }
 
 /// R25, I33: after a flush that freed tables no CPU has them loaded lazily; what it had cached of them is out of reach.
 #[test]
 fn lazy_cpu_against_freed_tables() {
-    model(true).run_on(
+    race(
+        true,
         Space::loaded,
         |space, cpu| {
-            if cpu.cpu().index() == 0 {
-                tlb::enter_lazy(cpu);
-                cpu.pause();
-                // Its walker, not its thread.
-                space.access(cpu, 0);
-            } else {
-                space.unmap(cpu, 0, true);
-            }
-            space.finish(cpu, 2);
+            tlb::enter_lazy(cpu);
+            cpu.pause();
+            // Its walker, not its thread.
+            space.access(cpu, 0);
         },
-        |_, _| (),
+        |space, cpu| space.unmap(cpu, 0, true),
     );
 }
 
 /// R28, I37: two CPUs flush each other at the same moment.
 #[test]
 fn mutual_shootdown() {
-    model(false).run_on(
+    race(
+        false,
         Space::loaded,
+        |space, cpu| space.unmap(cpu, 0, false),
         |space, cpu| {
-            if cpu.cpu().index() == 1 {
-                space.load(cpu);
-            }
-            space.unmap(cpu, cpu.cpu().index(), false);
-            space.finish(cpu, 2);
+            space.load(cpu);
+            space.unmap(cpu, 1, false);
         },
-        |_, _| (),
     );
 }
 
 /// R27, I24: a CPU waits for a page-table lock whose holder flushes it. It waits with interrupts on, halts included.
 #[test]
 fn a_waiter_for_a_lock_answers() {
-    model(false).run_on(
+    race(
+        false,
         Space::loaded,
+        |space, cpu| drop(space.lock.lock(cpu, LockClass::Pte)),
         |space, cpu| {
             let guard = space.lock.lock(cpu, LockClass::Pte);
-            if cpu.cpu().index() == 1 {
-                space.unmap(cpu, 0, false);
-            }
+            space.unmap(cpu, 0, false);
             drop(guard);
-            space.finish(cpu, 2);
         },
-        |_, _| (),
     );
 }

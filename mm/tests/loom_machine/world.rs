@@ -1,10 +1,11 @@
 //! An address space on the model's machine, and books that must balance when the threads have ended.
 #![allow(dead_code, reason = "no model uses all of it")]
 
-use super::{Cpu, FIRST_FRAME};
+use super::{Cpu, FIRST_FRAME, Model};
 use mm::address::Pfn;
 use mm::address_space::{Mm, MmRef};
 use mm::frame::FrameAllocator;
+use mm::machine::Machine;
 use mm::memory::Memory;
 use mm::page::{MemMap, Page};
 use mm::sync::ticket::TicketLock;
@@ -23,6 +24,21 @@ pub struct World {
 unsafe impl Send for World {}
 // SAFETY: as above.
 unsafe impl Sync for World {}
+
+/// Explores every execution of `work` on two CPUs, which it gets the number of, in one address space that `prepare` has
+/// made in memory of as many frames; `judge` looks at the end, and all memory must come back.
+pub fn explore(
+    frames: usize,
+    prepare: impl Fn(&Mm<Cpu>) + Copy + Send + Sync + 'static,
+    work: impl Fn(&Mm<Cpu>, usize) + Copy + Send + Sync + 'static,
+    judge: impl Fn(&Mm<Cpu>) + Copy + Send + Sync + 'static,
+) {
+    Model { frames, ..Model::new(2, 0) }.run_on(
+        move |cpu| World::new(cpu, frames, prepare),
+        move |world, cpu| cpu.awake(|| work(world.mm(), cpu.cpu().index())),
+        move |world, cpu| world.balance(cpu, judge),
+    );
+}
 
 impl World {
     /// Memory of as many frames, and an address space as `prepare` leaves it.
@@ -43,8 +59,7 @@ impl World {
         world
     }
 
-    /// The memory.
-    pub fn memory(&self) -> &'static Memory<Cpu> {
+    fn memory(&self) -> &'static Memory<Cpu> {
         // SAFETY: freed by `drop` when nobody uses it any more.
         unsafe { &*self.memory }
     }
