@@ -26,7 +26,9 @@ pub fn report(plan: &Plan, run: &Transcript) -> String {
         text += "\nfaults per CPU\n\n";
         text += &cpus(&run.phases, &run.cpus).to_string();
     }
-    if run.cpus.iter().any(|cpu| FLUSHES.iter().any(|(key, _)| cpu.figures.contains_key(*key))) {
+    let flushed =
+        |cpu: &Cpu| FLUSHES.iter().any(|(key, _)| figures::count(&cpu.figures, key).is_some_and(|count| count > 0));
+    if run.cpus.iter().any(flushed) {
         text += "\nTLB per CPU, all phases\n\n";
         text += &flushes(&run.cpus).to_string();
     }
@@ -196,6 +198,21 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_run_without_flushes_has_no_table_of_them() {
+        let cpu = |number, flushes| {
+            format!(
+                r#"@cpu {{"cpu":{number},"phase":"disjoint","faults":7,"flushes_served":{flushes},"flushes_full":0}}"#
+            )
+        };
+        let quiet = text(&[&cpu(0, 0), &cpu(1, 0)]);
+        assert!(quiet.contains("faults per CPU") && !quiet.contains("TLB per CPU"), "{quiet}");
+        // One CPU that flushed brings the table, with the others in it.
+        let flushed = text(&[&cpu(0, 0), &cpu(1, 3)]);
+        let table = flushed.split_once("TLB per CPU").expect("a table of flushes").1;
+        assert!(table.contains("cpu0") && table.contains("cpu1"), "{flushed}");
     }
 
     #[test]
