@@ -223,7 +223,8 @@ impl<Mode: PagingMode> State<Mode> {
         let near = known.map_or(cpu.last_address(), |address| address.0);
         let offset = (roll >> 1 & 7) * PAGE_SIZE as u64;
         let address = if roll & 16 == 0 { near.saturating_add(offset) } else { near.saturating_sub(offset) };
-        let outcome = walk::translate(&self.memory, &mut mmu, VirtAddr(address), false);
+        let walk = if roll & 32 == 0 { walk::walk } else { walk::translate };
+        let outcome = walk(&self.memory, &mut mmu, VirtAddr(address), false);
         drop(mmu);
         let (cpu, address) = (cpu.id(), VirtAddr(address));
         match outcome {

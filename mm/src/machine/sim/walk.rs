@@ -74,9 +74,6 @@ pub(super) fn translate<Mode: PagingMode>(
     address: VirtAddr,
     write: bool,
 ) -> Result<Pfn, WalkError> {
-    if address >= Mode::USER_END {
-        return Err(WalkError::PageFault);
-    }
     if let Some((level, leaf)) = mmu.translation(address) {
         if !hw::allows(leaf, write) {
             return Err(WalkError::PageFault);
@@ -85,6 +82,20 @@ pub(super) fn translate<Mode: PagingMode>(
             return Ok(frame_of::<Mode>(level, leaf, address));
         }
         // The first store through this translation: D has to be set in the tables, so they are walked.
+    }
+    walk(memory, mmu, address, write)
+}
+
+/// Walks the tables for `address` and caches what it learns, whether or not a translation is cached: hardware may, for it has
+/// several TLBs and may walk ahead for each. A load leaves a translation that is there as it is.
+pub(super) fn walk<Mode: PagingMode>(
+    memory: &PhysicalMemory<Mode::Slot>,
+    mmu: &mut Mmu<Mode>,
+    address: VirtAddr,
+    write: bool,
+) -> Result<Pfn, WalkError> {
+    if address >= Mode::USER_END {
+        return Err(WalkError::PageFault);
     }
     let (mut level, mut table, mut above) = match mmu.table(address) {
         Some((level, entry)) => (below::<Mode>(level)?, hw::pfn(entry).into(), entry),
@@ -101,7 +112,9 @@ pub(super) fn translate<Mode: PagingMode>(
             if let Some(cached) = mmu.other_size(level, address) {
                 return Err(WalkError::MixedSizes(cached, level));
             }
-            mmu.cache_translation(memory, level, address, folded);
+            if write || mmu.translation(address).is_none() {
+                mmu.cache_translation(memory, level, address, folded);
+            }
             return Ok(frame_of::<Mode>(level, folded, address));
         }
         mmu.cache_table(memory, level, address, folded);

@@ -2,7 +2,7 @@
 
 use super::{CPU0, CPU1, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, load, panic_of, range};
 use crate::address::{Pfn, VirtAddr};
-use crate::machine::sim::{Cached, SimViolation};
+use crate::machine::sim::{Cached, SimConfig, SimViolation};
 use crate::machine::{FrameUse, LocalFlush, Machine, PgdLoad};
 use crate::pgtable::Level;
 
@@ -166,6 +166,22 @@ fn a_large_and_a_small_translation_of_one_address_are_caught() {
     rig.read(VirtAddr(0)).unwrap_err();
     let (cached, found) = (Level::Pte, Level::Pmd);
     assert_eq!(rig.caught(), [SimViolation::MixedSizes { cpu: CPU0, address: VirtAddr(0), cached, found }]);
+}
+
+/// I34 the other way round: an access finds the large translation, but a walk ahead of it finds a small one.
+#[test]
+fn a_small_translation_beside_a_large_one_is_caught_by_a_walk_ahead() {
+    let config = SimConfig { stop_at_violation: false, speculation: 1, ..SimConfig::calm(16, 2, 1) };
+    let rig = Rig::new(config);
+    rig.set_pmd(rig.top.address() | RW | 1 << 7);
+    rig.read(VA).unwrap();
+    rig.set_pmd(rig.table.address() | RW);
+    rig.on(CPU0, |sim| (0..200).for_each(|_| sim.pause()));
+    let caught = rig.caught();
+    let is_mixed = |violation: &SimViolation| {
+        matches!(violation, SimViolation::MixedSizes { cpu: CPU0, cached: Level::Pmd, found: Level::Pte, .. })
+    };
+    assert!(caught.iter().any(is_mixed), "{caught:?}");
 }
 
 #[test]
