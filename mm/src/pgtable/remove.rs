@@ -5,6 +5,7 @@
 //! give up. A table is unhooked under its parent's lock and its own, marked detached, and then belongs to the gather (I2,
 //! I10); nobody waits for a PMD lock while holding a PTE lock (I22).
 
+use super::bad::entry_or_clear_bad;
 use super::lockptr::lock_table_of;
 use super::reclaim::unlink;
 use super::{HugeLocked, Level, PagingMode, PteLocked, Slot, Table, pte_offset_map_lock};
@@ -110,15 +111,15 @@ pub(crate) fn pmd_table_of<'r, M: Machine>(
 }
 
 impl Regions {
-    /// The entry of `slot`. If it looks none and the regions are detached, as it is under the slot's lock, so that no fault
+    /// The entry of `slot`; a bad one is cleared. If it looks none and the regions are detached, as it is under the slot's lock, so that no fault
     /// of theirs can fill it afterwards.
     pub(crate) fn look<M: Machine>(self, mm: &Mm<M>, slot: Slot<'_, M>) -> Entry {
-        let entry = slot.load();
+        let entry = entry_or_clear_bad(mm.machine(), slot);
         if !entry.is_none() || self == Self::Kept {
             return entry;
         }
         let _guard = lock_table_of(mm, slot);
-        slot.load()
+        entry_or_clear_bad(mm.machine(), slot)
     }
 }
 

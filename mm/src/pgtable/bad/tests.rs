@@ -101,6 +101,20 @@ fn a_fault_gets_over_a_bad_entry() {
     });
 }
 
+/// Whoever clears a range comes upon it too: it goes, at whatever level, and the tables above it.
+#[test]
+fn munmap_and_advice_get_over_a_bad_entry() {
+    let world = World::<FourLevel>::new(SimConfig::calm(256, 1, 1));
+    world.alone(|| {
+        let mm = corrupted(&world, bad(&world));
+        mm.madvise_dontneed(pages(TOUCHED, CORRUPT + 1)).unwrap();
+        assert_eq!(reports(&world), 1);
+        corrupt(&world, &mm, bad(&world));
+        mm.munmap(pages(TOUCHED, CORRUPT + 1)).unwrap();
+        assert_eq!((reports(&world), mm.linked_table_bytes()), (2, 0));
+    });
+}
+
 /// The same a level up, where the walk to the PMD table finds it.
 #[test]
 fn a_bad_entry_above_is_reported_and_cleared_too() {
