@@ -35,6 +35,13 @@ impl FlushPending {
     pub(crate) fn new() -> Self {
         Self(AtomicU32::new(0))
     }
+
+    /// Whether a gather is under way, which has perhaps taken out what the caller finds none, and not flushed it yet. If not,
+    /// what the caller finds none is in no TLB: the reason is that of R21.
+    pub(crate) fn is_any(&self) -> bool {
+        // Acquire: pairs with the end of a gather; its flush is over.
+        self.0.load(Ordering::Acquire) > 0
+    }
 }
 
 /// One gather's share of the count, from before its first change to after its last flush.
@@ -130,10 +137,12 @@ impl<'m, M: Machine> MmuGather<'m, M> {
         self.pages.push(pfn)
     }
 
-    /// As [`Self::remove_page`], of the block a huge entry of `level` mapped (`tlb_remove_page_size`).
+    /// As [`Self::remove_page`], of the block a huge entry of `level` mapped (`tlb_remove_page_size`). Lazy CPUs are told, as of
+    /// a freed table: small pages may come in its place, and their walkers would cache those beside it (I34).
     #[must_use]
     pub(crate) fn remove_huge_page(&mut self, pfn: Pfn, address: VirtAddr, level: Level) -> bool {
         self.widen_level(address, level);
+        self.stale.freed_tables = true;
         self.pages.push(pfn)
     }
 
@@ -174,8 +183,8 @@ impl<'m, M: Machine> MmuGather<'m, M> {
         }
     }
 
-    /// Flushes what has been collected on every CPU that may hold it (`tlb_flush_mmu_tlbonly`).
-    fn invalidate(&mut self) {
+    /// Flushes what has been collected on every CPU that may hold it (`tlb_flush_mmu_tlbonly`). A page-table lock may be held.
+    pub(crate) fn invalidate(&mut self) {
         let Stale { range, stride, freed_tables } = core::mem::replace(&mut self.stale, Stale::nothing::<M>());
         if let Some(range) = range {
             tlb::flush_mm_range(self.mm, TlbFlush { range, stride, freed_tables });

@@ -11,11 +11,12 @@ use crate::address_space::Mm;
 use crate::config::PAGE_SIZE;
 use crate::machine::Machine;
 use crate::pgtable::{
-    Entry, HugeLocked, HugeSize, Level, Slot, UnpublishedTable, deposit, huge_pte_lock, pmd_lock, pte_alloc,
+    Entry, HugeLocked, HugeSize, Level, Slot, UnpublishedTable, deposit, huge_pte_lock, pmd_lock, pte_alloc, span_of,
     table_alloc,
 };
 use crate::sync::atomic::Ordering;
 use crate::sync::rcu::RcuRead;
+use crate::tlb::{self, TlbFlush};
 use crate::vma::{Access, Vma};
 
 impl<M: Machine> Fault<'_, M> {
@@ -49,6 +50,12 @@ impl<M: Machine> Fault<'_, M> {
         }
         if !self.pmd.load().is_none() {
             return Ok(Some(Resolution::Raced));
+        }
+        if mm.flush_pending().is_any() {
+            // Advice has perhaps just taken out a table here whose small pages are still in TLBs, lazy CPUs' included: those go
+            // before a large translation can come beside them (I34).
+            let range = span_of::<M::Mode>(Level::Pmd, self.address);
+            tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true });
         }
         deposit(mm, self.pmd, &guard, table);
         // Relaxed: a count, checked when nobody changes it any more (I6, I7).

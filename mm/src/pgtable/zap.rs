@@ -79,7 +79,7 @@ fn zap_pmd<M: Machine>(
     let pmd = table.slot(address);
     let end = entry_end::<M>(table.level(), address, range.end);
     if entry.is_huge() {
-        return zap_huge(mm, pmd, range, address, gather);
+        return zap_huge(mm, pmd, range, address, regions, gather);
     }
     if table.level() != Level::Pmd || !entry.is_table() {
         return Step::to(end);
@@ -114,11 +114,15 @@ fn zap_pmd<M: Machine>(
 
 /// Clears the huge entry of `slot` if all it translates lies in `range` (`zap_huge_pmd`), else splits it. The deposit goes at
 /// once: nobody has seen it (`deposit`).
+///
+/// Where faults go on, the next may put small pages in its place. So no CPU may know the huge one any more when the lock
+/// drops (I34). Other ways to small pages are closed until the gather's end: the region is gone, or wants huge pages only.
 fn zap_huge<M: Machine>(
     mm: &Mm<M>,
     slot: Slot<'_, M>,
     range: VirtRange,
     address: VirtAddr,
+    regions: Regions,
     gather: &mut MmuGather<'_, M>,
 ) -> Step {
     let Some(huge) = HugeLocked::lock(mm, slot, address).and_then(|huge| huge.inside(range)) else {
@@ -128,6 +132,9 @@ fn zap_huge<M: Machine>(
     // Freed last, without the lock.
     let (entry, _deposit) = huge.clear();
     let full = gather.remove_huge_page(entry.pfn(), span.start, level);
+    if regions == Regions::Kept && !entry.is_explicit() {
+        gather.invalidate();
+    }
     drop(huge);
     Step { full, ..Step::to(span.end) }
 }

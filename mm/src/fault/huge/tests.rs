@@ -2,6 +2,7 @@
 
 mod one_cpu;
 mod races;
+mod sizes;
 
 use crate::address::VirtAddr;
 use crate::address_space::Mm;

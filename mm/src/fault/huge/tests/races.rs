@@ -55,6 +55,37 @@ fn huge_faults_of_one_pmd_table_race_with_each_other_and_with_a_zap() {
     }
 }
 
+/// I34: two CPUs drop what faults of both sizes have put there, and the CPUs' walkers look around all the time.
+#[test]
+fn advice_races_with_faults_of_both_sizes() {
+    for seed in 0..6 {
+        let config = SimConfig { speculation: 4, ..SimConfig::racy(256, CPUS as usize, seed) };
+        let world: World<Small> = World::new(config);
+        let mm = world.alone(|| {
+            let mm = world.mm();
+            map_huge(&mm, pages(0, 8));
+            mm
+        });
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &mm);
+            let own = u64::from(cpu.0);
+            for round in 0..60 {
+                if cpu.0 < 2 {
+                    mm.madvise_dontneed(pages(0, 8)).unwrap();
+                }
+                if (round + own) % 3 == 0 {
+                    process.read(page(own)).unwrap();
+                }
+                process.write(page(own), round).unwrap();
+                let found = process.read(page(own)).unwrap();
+                assert!(found == 0 || found == round, "{found} after {round}");
+                process.write(page(4 + own), round).unwrap();
+            }
+        });
+        world.alone(|| drop(mm));
+    }
+}
+
 /// R12, I28, I34: a huge page is split again and again, and has its rights changed as a whole, while others look without
 /// a lock and write. Nobody sees none; no increment is lost; no CPU has translations of both sizes.
 #[test]
