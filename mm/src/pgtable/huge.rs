@@ -53,9 +53,9 @@ impl HugeSize {
         Mode::shift(self.level()) - PAGE_SHIFT
     }
 
-    /// Whether the mode's tables have such entries.
+    /// Whether the mode has tables with such entries. A folded level has none.
     pub fn exists_in<Mode: PagingMode>(self) -> bool {
-        self.level() <= Mode::TOP
+        core::iter::successors(Some(Mode::TOP), |level| Mode::below(*level)).any(|level| level == self.level())
     }
 }
 

@@ -1,13 +1,14 @@
 //! What a huge fault finds and does, and what others make of a huge page, with nobody beside it.
 
 use super::{deposits, four_level, level_at, small};
+use crate::address::VirtRange;
 use crate::address_space::{CollapseError, MapError, Mapping};
 use crate::fault::{FaultError, Resolution, handle_mm_fault};
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
 use crate::pgtable::{
-    FourLevel, HugeSize, Level, Protection, Table, Tiny, huge_pte_lock, huge_pte_lockptr, pmd_lockptr, pmd_offset,
-    pud_lockptr,
+    FourLevel, HugeSize, Level, PagingMode, Protection, SmallTop, Table, Tiny, huge_pte_lock, huge_pte_lockptr,
+    pmd_lockptr, pmd_offset, pud_lockptr,
 };
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
@@ -253,12 +254,18 @@ fn an_explicit_huge_page_has_the_lock_of_its_size() {
 
 #[test]
 fn a_size_the_mode_does_not_have_is_refused() {
-    let world: World<Tiny> = World::new(SimConfig::calm(64, 1, 1));
-    world.alone(|| {
-        let mm = world.mm();
-        let mapped = mm.mmap(pages(0, 16), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud));
-        assert_eq!(mapped, Err(MapError::NoSuchPageSize));
-    });
+    fn check<Mode: PagingMode>() {
+        let world: World<Mode> = World::new(SimConfig::calm(64, 1, 1));
+        world.alone(|| {
+            let mm = world.mm();
+            let range = VirtRange::new(0, HugeSize::Pud.bytes::<Mode>()).unwrap();
+            let mapped = mm.mmap(range, Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud));
+            assert_eq!(mapped, Err(MapError::NoSuchPageSize));
+        });
+    }
+    check::<Tiny>();
+    // Its PUD is folded into the top table, which is no PUD table.
+    check::<SmallTop>();
 }
 
 /// R34: block, deposit and constructor may each fail, for good or once; the fault succeeds or is out of memory.
