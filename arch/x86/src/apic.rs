@@ -3,6 +3,7 @@
 //! Two ways lead to the same registers: memory (xAPIC) and model-specific registers (x2APIC). The mode is
 //! chosen once, on the boot CPU, and every CPU follows (Intel SDM vol. 3, 12.4 and 12.12).
 
+use core::arch::asm;
 use core::hint::spin_loop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -148,8 +149,10 @@ pub unsafe fn send(target: u32, message: Message) -> Result<(), NotDelivered> {
     };
     if MODE.load(Ordering::Relaxed) == MODE_REGISTERS {
         // Unlike a store to the memory-mapped register, the write to the model-specific one does not wait for
-        // earlier stores to be seen by others (Intel SDM vol. 3, 12.12.3).
-        core::sync::atomic::fence(Ordering::SeqCst);
+        // earlier stores to be seen by others, and a fence alone does not hold it up: it takes both instructions (Intel
+        // SDM vol. 3, 12.12.3).
+        // SAFETY: waiting for memory changes no state.
+        unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
         // SAFETY: x2APIC mode is on, so the register exists; the caller vouches for the effect.
         unsafe { msr::write(msr::X2APIC + (COMMAND_LOW >> 4), u64::from(target) << 32 | u64::from(low)) };
         return Ok(());
