@@ -30,7 +30,7 @@ pub enum MapError {
     BeyondObject,
     /// The range begins or ends inside an explicit huge page, which is never cut.
     CutsHugePage,
-    /// The paging mode has no pages of that size.
+    /// The paging mode, or the machine, has no pages of that size.
     NoSuchPageSize,
     /// No free range is long enough.
     NoSpace,
@@ -156,7 +156,9 @@ impl<M: Machine> Mm<M> {
         let is_transparent = matches!(mapping, Mapping::AnonymousHuge);
         let backing = match mapping {
             Mapping::Anonymous | Mapping::AnonymousHuge => Backing::Anonymous,
-            Mapping::Huge(size) if !size.exists_in::<M::Mode>() => return Err(MapError::NoSuchPageSize),
+            Mapping::Huge(size) if !(size.exists_in::<M::Mode>() && self.machine().has_huge_pages(size)) => {
+                return Err(MapError::NoSuchPageSize);
+            }
             Mapping::Huge(size) => Backing::Huge(size),
             Mapping::Object { object, first_page } => {
                 if first_page.checked_add(range.pages()).is_none_or(|end| end > object.pages()) {

@@ -6,7 +6,7 @@
 
 use crate::address::{Pfn, PhysAddr, VirtRange};
 use crate::cpu::{CpuId, CpuLocal, CpuSet, Cpus};
-use crate::pgtable::{Entry, Level, PagingMode};
+use crate::pgtable::{Entry, HugeSize, Level, PagingMode};
 use crate::sync::RawLock;
 use crate::tlb::Asid;
 
@@ -149,6 +149,12 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn note_frame(self, _pfn: Pfn, _use: FrameUse) {}
     /// Writes the kernel's entries into a new top table that nobody can reach yet.
     fn fill_kernel_entries(&self, top: &[SlotOf<Self>]);
+
+    /// Whether this machine's walkers take a huge entry of `size`, one the paging mode has. Some CPUs refuse 1 GiB: the bit that
+    /// marks such an entry is a reserved one to them.
+    fn has_huge_pages(self, _size: HugeSize) -> bool {
+        true
+    }
 
     // TLB
 

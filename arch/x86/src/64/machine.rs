@@ -12,7 +12,7 @@ use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::machine::{LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
-use mm::pgtable::{Entry, Level, PagingMode};
+use mm::pgtable::{Entry, HugeSize, Level, PagingMode};
 use mm::sync::BuildLock;
 use mm::tlb::MAX_ASIDS;
 use spin::Once;
@@ -184,6 +184,13 @@ unsafe impl Machine for X86 {
 
     fn fill_kernel_entries(&self, top: &[SlotOf<Self>]) {
         kernel_map::copy_kernel_half(top);
+    }
+
+    fn has_huge_pages(self, size: HugeSize) -> bool {
+        match size {
+            HugeSize::Pmd => true,
+            HugeSize::Pud => cpu::features().contains(Features::GIGABYTE_PAGES),
+        }
     }
 
     fn asids(self) -> usize {

@@ -6,6 +6,7 @@ use arch_x86::machine::X86;
 use arch_x86::user_access::AccessFault;
 use mm::address_space::MapError;
 use mm::cpu::CpuSet;
+use mm::machine::Machine;
 use mm::pgtable::{HugeSize, Level, Protection, deposited_tables, leaf_at, pmd_offset};
 use mm::sync::rcu;
 
@@ -278,12 +279,17 @@ ktest! {
     /// The same with a page of 1 GiB, under `page_table_lock`, on two CPUs, since each that finds the entry none clears a GiB
     /// first; only where there is so much memory in one piece.
     fn a_gigabyte_page_is_faulted_in_once(_t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        let mapped = mm.mmap(pages(0, PMD_TABLE), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud));
+        if !X86.has_huge_pages(HugeSize::Pud) {
+            ktest_assert_eq!(mapped, Err(MapError::NoSuchPageSize));
+            return Err(Stop::skipped(format_args!("this CPU has no pages of 1 GiB")));
+        }
+        mapped?;
         let Ok(block) = memory().frames().alloc_order(X86, HugeSize::Pud.order::<arch_x86::layout::Mode>()) else {
             return Err(Stop::skipped(format_args!("no GiB of memory in one piece: needs --mem 4G")));
         };
         memory().frames().free_order(X86, block, HugeSize::Pud.order::<arch_x86::layout::Mode>());
-        let mm = Mm::create(memory())?;
-        mm.mmap(pages(0, PMD_TABLE), Protection::READ_WRITE, Mapping::Huge(HugeSize::Pud))?;
         count_on_cpus(first_cpus(2), &mm, PMD_TABLE)?;
         ktest_assert_eq!(level_of(&mm, 0), Some(Level::Pud));
         ktest_assert_eq!(mm.munmap(pages(0, TABLE)), Err(MapError::CutsHugePage));

@@ -21,6 +21,8 @@ pub struct SimConfig {
     pub eviction: u32,
     /// ASIDs a CPU's TLB tells apart; 1 makes every load of a top table drop all.
     pub asids: usize,
+    /// Whether walkers take entries of 1 GiB.
+    pub gigabyte_pages: bool,
     /// How CPUs wait for page-table locks.
     pub waiting_rule: WaitingRule,
     /// How long one [`run`](super::Sim::run) or [`run_cpu`](super::Sim::run_cpu) may take.
@@ -45,6 +47,7 @@ impl SimConfig {
             speculation: 0,
             eviction: 0,
             asids: MAX_ASIDS,
+            gigabyte_pages: true,
             waiting_rule: WaitingRule { rounds: 8, polls: 16, polls_per_pause: 4 },
             time_limit: Duration::from_secs(60),
             stop_at_violation: true,

@@ -34,7 +34,7 @@ use super::{FrameUse, LocalFlush, Machine, PgdLoad, WaitingRule};
 use crate::address::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use crate::cpu::{CpuId, CpuSet, Cpus};
 use crate::page::MemMap;
-use crate::pgtable::{Entry, EntrySlot, Level, PagingMode, pgd_layout};
+use crate::pgtable::{Entry, EntrySlot, HugeSize, Level, PagingMode, pgd_layout};
 use crate::sync::BuildLock;
 use cpu::{FLUSH, KICK, SimCpu};
 use current::Passage;
@@ -301,6 +301,10 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     }
 
     fn fill_kernel_entries(&self, _top: &[SimSlot<Mode::Slot>]) {}
+
+    fn has_huge_pages(self, size: HugeSize) -> bool {
+        size == HugeSize::Pmd || self.state.config.gigabyte_pages
+    }
 
     fn asids(self) -> usize {
         self.state.config.asids

@@ -12,7 +12,7 @@ use crate::pgtable::{
 };
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
-use crate::testing::{Process, World, frame_at, map_huge, page, pages};
+use crate::testing::{Process, Small, World, frame_at, map_huge, page, pages};
 use crate::vma::Access;
 
 /// I7, I14: one entry, one deposit, and it counts as a linked table.
@@ -266,6 +266,19 @@ fn a_size_the_mode_does_not_have_is_refused() {
     check::<Tiny>();
     // Its PUD is folded into the top table, which is no PUD table.
     check::<SmallTop>();
+}
+
+/// A CPU that knows no entries of 1 GiB takes one for corrupt: the mapping is refused, not the first access to it.
+#[test]
+fn a_size_the_machine_does_not_have_is_refused() {
+    let world: World<Small> = World::new(SimConfig { gigabyte_pages: false, ..SimConfig::calm(256, 1, 1) });
+    world.alone(|| {
+        let mm = world.mm();
+        let map = |size| mm.mmap(pages(16, 32), Protection::READ_WRITE, Mapping::Huge(size));
+        assert_eq!(map(HugeSize::Pud), Err(MapError::NoSuchPageSize));
+        map(HugeSize::Pmd).unwrap();
+        handle_mm_fault(&mm, page(16), Access::Write).unwrap();
+    });
 }
 
 /// R34: block, deposit and constructor may each fail, for good or once; the fault succeeds or is out of memory.
