@@ -59,6 +59,8 @@ indices! {
         RacedFault = "raced_fault",
         /// Fault that had to take `mmap_lock`.
         MmapLockFault = "mmap_lock_fault",
+        /// Times `mmap_lock` of any address space was taken, for reading or for writing.
+        MmapLockTaken = "mmap_lock_taken",
         /// Fault that ended in an error.
         FailedFault = "failed_fault",
         /// Flushes that interrupted at least one other CPU.

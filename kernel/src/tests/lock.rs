@@ -10,7 +10,7 @@ use mm::config::USE_SPLIT_PTE_PTLOCKS;
 use mm::cpu::CpuSet;
 use mm::machine::Machine;
 use mm::pgtable::{pmd_offset, pte_offset_map_lock};
-use mm::stats::{LockCounter, LockPeak, StatsSnapshot};
+use mm::stats::{Counter, LockCounter, LockPeak, StatsSnapshot};
 use mm::sync::{LockClass, rcu};
 
 use super::race::held::{TableLock, await_halted};
@@ -53,6 +53,7 @@ ktest! {
                 let taken = after.0.since(&before.0);
                 let of_mm = taken.locks(LockClass::ALL, LockCounter::Acquired);
                 ktest_assert!(of_mm == 1, "{what}: {of_mm} locks of mm");
+                ktest_assert!(taken[Counter::MmapLockTaken] == 0, "{what}: mmap_lock is taken");
                 ktest_assert_eq!(taken.locks(&[LockClass::Pte], LockCounter::Acquired), 1);
                 // With the single lock, the lock itself is in the address space.
                 let stored = lines != shared_lines(&mm, number)?;

@@ -23,6 +23,7 @@
 use super::atomic::{AtomicU64, Ordering};
 use super::{order, rcu};
 use crate::machine::Machine;
+use crate::stats::Counter;
 use core::marker::PhantomData;
 
 const COUNT_BITS: u32 = 20;
@@ -62,6 +63,7 @@ impl MmapLock {
         if let Some(phase) = waited_since {
             self.sleep_while(machine, |word| word & PHASE == phase);
         }
+        count(machine);
         MmapReadGuard { lock: self, machine, not_send: PhantomData }
     }
 
@@ -78,7 +80,10 @@ impl MmapLock {
             let taken = (word - WAITING_WRITER) | WRITER;
             // Acquire pairs with the Release of the last writer and of all readers since.
             match self.0.compare_exchange_weak(word, taken, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return MmapWriteGuard { lock: self, machine, not_send: PhantomData },
+                Ok(_) => {
+                    count(machine);
+                    return MmapWriteGuard { lock: self, machine, not_send: PhantomData };
+                }
                 Err(now) => word = now,
             }
         }
@@ -137,6 +142,11 @@ impl Default for MmapLock {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// On the CPU the thread has it on: perhaps another than it began to wait on.
+fn count<M: Machine>(machine: M) {
+    machine.local().stats.bump(Counter::MmapLockTaken);
 }
 
 #[track_caller]

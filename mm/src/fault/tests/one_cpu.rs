@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
 use crate::object::Object;
 use crate::pgtable::{FourLevel, Protection};
-use crate::stats::{LockCounter, StatsSnapshot};
+use crate::stats::{Counter, LockCounter, StatsSnapshot};
 use crate::sync::LockClass;
 use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
 use crate::vma::Access;
@@ -140,6 +140,7 @@ fn a_fault_on_a_present_table_takes_one_lock_of_any_kind() {
             assert!(untouched || may_touch, "{what}: a store to shared books");
             let taken = StatsSnapshot::sum(world.machine.handle().cpus()).since(&before);
             assert_eq!(taken.locks(LockClass::ALL, LockCounter::Acquired), 1, "{what}: locks of any kind");
+            assert_eq!(taken[Counter::MmapLockTaken], 0, "{what}: mmap_lock");
             assert_eq!(taken.locks(&[LockClass::Pte], LockCounter::Acquired), 1, "{what}: the PTE lock");
         }
     });
