@@ -179,3 +179,6 @@ fn publish<M: Machine>(
     slot.cell().store(entry);
     Ok(entry)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -6,7 +6,7 @@ use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::fault::handle_mm_fault;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::machine::{LocalFlush, Machine};
-use crate::pgtable::{Entry, FourLevel, pmd_lock, pmd_lockptr, pte_lockptr};
+use crate::pgtable::{Entry, FourLevel, Table, pmd_lock, pmd_lockptr, pte_lockptr, pud_lock, pud_lockptr};
 use crate::sync::{RawLock, rcu};
 use crate::testing::{World, map_anonymous, page, pages};
 use crate::vma::Access;
@@ -63,6 +63,23 @@ fn locks_are_those_of_the_configuration() {
         let locked = pte_offset_map_lock(&mm, first, page(0x200)).unwrap();
         assert!(pte_lockptr(&mm, locked.pmd()).is_locked());
         assert_eq!(pte_lockptr(&mm, second.load()).is_locked(), !USE_SPLIT_PTE_PTLOCKS);
+    });
+}
+
+/// Spec 2.1: above the PMD there is one lock in every build; it is the PMD table's too unless that has its own (I26).
+#[test]
+fn the_lock_above_the_pmd_is_the_address_spaces() {
+    let world = World::<FourLevel>::new(SimConfig::calm(256, 1, 1));
+    world.alone(|| {
+        let mm = touched(&world, &[0x200]);
+        let rcu = rcu::read_lock(mm.machine());
+        let (top, pmds) = (Table::top(&mm), pmd_offset(&mm, &rcu, page(0x200)).unwrap());
+        let (above, pmd) = (pud_lockptr(&mm, top.slot(page(0x200))), pmd_lockptr(&mm, pmds.slot(page(0x200))));
+        assert!(std::ptr::eq(above, mm.page_table_lock().lock()));
+        let held = pud_lock(&mm);
+        assert_eq!((above.is_locked(), pmd.is_locked()), (true, !USE_SPLIT_PMD_PTLOCKS));
+        drop(held);
+        assert!(!above.is_locked());
     });
 }
 
