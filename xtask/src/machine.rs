@@ -50,8 +50,8 @@ pub struct Machine {
     pub accelerator: Accelerator,
     /// How time passes.
     pub clock: Clock,
-    /// Whether the CPUs know five levels of page tables, as they do unless a test is about one that does not.
-    pub la57: bool,
+    /// A feature its CPUs do not have, in QEMU's word for it; they have all others that QEMU knows.
+    pub lacks: Option<&'static str>,
 }
 
 impl fmt::Display for Machine {

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     const TCG: Machine =
-        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, la57: true };
+        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
 
     #[test]
     fn a_translated_guest_gets_more_time_than_a_native_one() {

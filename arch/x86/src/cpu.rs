@@ -14,7 +14,7 @@ bitflags! {
     /// Features the kernel uses where they are present.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u32 {
-        /// No-execute bit in page-table entries.
+        /// No-execute bit in page-table entries. The kernel does not start without.
         const NO_EXECUTE = 1 << 0;
         /// Global pages.
         const GLOBAL_PAGES = 1 << 1;

@@ -13,7 +13,7 @@ mod uefi;
 use core::fmt;
 use core::slice;
 
-use arch_x86::cpu::{self, MissingFeatures};
+use arch_x86::cpu::{self, Features, MissingFeatures};
 use arch_x86::kernel_map::{self, KernelMap, MapError, Rights, WrongLevels};
 use arch_x86::layout::{self, IMAGE, StackSlot};
 use mm::address::Pfn;
@@ -100,6 +100,7 @@ enum BootError {
     Map(MapError),
     Features(MissingFeatures),
     Levels(WrongLevels),
+    NoExecute,
 }
 
 impl fmt::Display for BootError {
@@ -114,6 +115,12 @@ impl fmt::Display for BootError {
                 out,
                 "the boot loader has set up {found} levels of page tables, this kernel has {wanted}: boot it by PVH, or build it for {found}"
             ),
+            Self::NoExecute => {
+                write!(
+                    out,
+                    "this CPU cannot forbid the execution of a page, or the firmware has switched that off (NX, XD)"
+                )
+            }
             Self::Features(missing) => write!(out, "the boot CPU lacks features it had a moment ago: {missing:?}"),
         }
     }
@@ -187,7 +194,10 @@ fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
     for part in image() {
         for_each_run(&loader_map, &part, &mut |_, frames| Ok(memory.claim(frames)?))?;
     }
-    cpu::detect();
+    // `mm`'s entries forbid execution wherever a region does, and without the feature that bit is a reserved one.
+    if !cpu::detect().contains(Features::NO_EXECUTE) {
+        return Err(BootError::NoExecute);
+    }
     // SAFETY: the loader's tables allow what is enforced then: only kernel pages are used, code is executable and what
     // is written is writable. CR3 holds no PCID.
     unsafe { cpu::enable()? };

@@ -1,12 +1,11 @@
 //! What must be true of the booted machine.
 
-use arch_x86::cpu::{self, Features};
 use arch_x86::kernel_map::{self, Mapping};
 use arch_x86::layout::{self, DEVICES, DIRECT_MAP, IMAGE, KERNEL_HALF, STACKS, StackSlot};
 use mm::address::Pfn;
 
 use super::{BOOT_STACK, image, info};
-use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq, ktest_skip};
+use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 
 /// Looks at every mapping of the live tables; names the first that `wrong` picks, and how many there are.
 fn no_mapping(complaint: &str, wrong: impl Fn(&Mapping) -> bool) -> TestResult {
@@ -23,18 +22,9 @@ fn no_mapping(complaint: &str, wrong: impl Fn(&Mapping) -> bool) -> TestResult {
     Ok(())
 }
 
-/// Ends the test on a CPU whose page-table entries cannot forbid execution.
-fn need_no_execute() -> TestResult {
-    if !cpu::features().contains(Features::NO_EXECUTE) {
-        ktest_skip!("this CPU has no no-execute bit");
-    }
-    Ok(())
-}
-
 ktest! {
     /// No page of the live kernel tables is both writable and executable.
     fn no_page_is_writable_and_executable(_t: &TestContext) {
-        need_no_execute()?;
         no_mapping("writable and executable", |mapping| mapping.writable && mapping.executable)?;
     }
 
@@ -48,7 +38,6 @@ ktest! {
 
     /// Only the kernel's code is executable, and neither code nor constants can be written through the direct map.
     fn code_and_constants_are_read_only(_t: &TestContext) {
-        need_no_execute()?;
         let [code, constants, data] = image();
         no_mapping("executable", |mapping| {
             mapping.executable && !(code.start..code.end).contains(&mapping.start)

@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn contests_are_held_on_both_clocks_where_cores_are_too_few() {
-        let asked = Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, la57: true };
+        let asked =
+            Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
         let clocks = |bench, cores, threads| -> Vec<bool> {
             machines(bench, asked, cores, threads).iter().map(|machine| machine.clock == Clock::Host).collect()
         };

@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn cpus_take_turns_where_cores_are_too_few_and_nobody_asked_otherwise() {
-        let asked = Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, la57: true };
+        let asked =
+            Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
         assert_eq!(on_its_clock(asked, 2, false).clock, TURNS);
         assert_eq!(on_its_clock(asked, 8, false), asked);
         assert_eq!(on_its_clock(asked, 2, true), asked);

@@ -22,7 +22,7 @@ pub fn machine(options: &Guest) -> Result<Machine> {
         Accel::Auto if clock == Clock::Host => virtualisation.accelerator(),
         Accel::Auto | Accel::Tcg => Accelerator::Tcg,
     };
-    Ok(Machine { cpus: options.smp, memory_mib: options.mem, accelerator, clock, la57: true })
+    Ok(Machine { cpus: options.smp, memory_mib: options.mem, accelerator, clock, lacks: None })
 }
 
 /// A plan for one run.

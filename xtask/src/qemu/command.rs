@@ -48,7 +48,8 @@ impl Invocation<'_> {
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments = Arguments(Vec::new());
         arguments.option("-machine", "q35");
-        arguments.option("-cpu", if self.machine.la57 { "max" } else { "max,la57=off" });
+        let lacks = self.machine.lacks.map(|feature| format!(",{feature}=off"));
+        arguments.option("-cpu", &format!("max{}", lacks.unwrap_or_default()));
         self.time(&mut arguments);
         arguments.option("-smp", &self.machine.cpus.to_string());
         arguments.option("-m", &format!("{}M", self.machine.memory_mib));
@@ -145,7 +146,7 @@ mod tests {
     }
 
     const MACHINE: Machine =
-        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, la57: true };
+        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
 
     #[test]
     fn commas_are_doubled_where_qemu_splits_at_them() {

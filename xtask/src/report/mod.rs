@@ -164,7 +164,7 @@ mod tests {
                 memory_mib: 512,
                 accelerator: Accelerator::Tcg,
                 clock: Clock::Host,
-                la57: true,
+                lacks: None,
             },
             medium: Medium::Pvh("k".into()),
             task: Task::Test { filter: String::new() },

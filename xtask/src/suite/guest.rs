@@ -49,7 +49,7 @@ pub fn all() -> impl Iterator<Item = &'static GuestTest> {
     TESTS.iter().chain(&locks::TESTS)
 }
 
-const TESTS: [GuestTest; 16] = [
+const TESTS: [GuestTest; 17] = [
     GuestTest {
         name: "verdict::a_panic_is_reported_with_a_backtrace",
         about: "a kernel that panics: exit 37, symbolised backtrace",
@@ -163,6 +163,11 @@ const TESTS: [GuestTest; 16] = [
         name: "boot::a_cpu_without_la57_is_refused_in_one_line",
         about: "the kernel with five levels of page tables on a CPU that knows four: boot failed, with one line",
         run: |stage| stage.refuse_four_levels(),
+    },
+    GuestTest {
+        name: "boot::a_cpu_without_no_execute_is_refused_in_one_line",
+        about: "a CPU whose page tables cannot forbid execution: boot failed, with one line",
+        run: |stage| stage.refuse(stage.kernel.to_path_buf(), "nx"),
     },
     GuestTest {
         name: "boot::the_disk_image_starts_all_cpus",
@@ -301,7 +306,12 @@ impl Stage<'_, '_> {
 
     fn refuse_four_levels(&mut self) -> Result<(), Complaint> {
         let kernel = self.five_level_kernel()?;
-        let machine = Machine { la57: false, ..self.machine };
+        self.refuse(kernel, "la57")
+    }
+
+    /// Boots `kernel` on a CPU that lacks a feature it needs.
+    fn refuse(&mut self, kernel: PathBuf, lacks: &'static str) -> Result<(), Complaint> {
+        let machine = Machine { lacks: Some(lacks), ..self.machine };
         let plan = self.plan(Task::List { filter: String::new() }, Medium::Pvh(kernel), machine);
         let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
         let errors = &run.ended.transcript.errors;

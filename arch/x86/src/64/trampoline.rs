@@ -9,7 +9,6 @@ use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{Ordering, fence};
 
-use crate::cpu::{self, Features};
 use crate::{control, msr};
 
 /// Five levels of tables instead of four.
@@ -96,8 +95,6 @@ impl Trampoline {
             // The first 2 MiB at their own address.
             table(FRAMES - 1).write(PRESENT_WRITABLE | LARGE);
         }
-        // The kernel half may hold no-execute entries; all other protections are switched on later.
-        let no_execute = cpu::features().contains(Features::NO_EXECUTE);
         // Below 1 MiB, as checked above.
         let base = frames as u32;
         let long_mode_offset = (&raw const CODE_LONG_MODE).addr() - (&raw const CODE).addr();
@@ -108,7 +105,8 @@ impl Trampoline {
             argument: 0,
             gdt: [0, CODE_DESCRIPTOR],
             root: physical(1) as u32,
-            efer: (msr::EFER_LONG_MODE_ENABLE | if no_execute { msr::EFER_NO_EXECUTE_ENABLE } else { 0 }) as u32,
+            // The kernel half holds no-execute entries; all other protections are switched on later.
+            efer: (msr::EFER_LONG_MODE_ENABLE | msr::EFER_NO_EXECUTE_ENABLE) as u32,
             long_mode: base + long_mode_offset as u32,
             long_mode_selector: CODE_SELECTOR,
             gdt_limit: size_of::<[u64; 2]>() as u16 - 1,

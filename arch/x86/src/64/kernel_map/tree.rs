@@ -305,7 +305,7 @@ fn leaf(frame: Pfn, level: Level, rights: Rights) -> Entry {
         // Entry 3 of the page-attribute table as it is after reset: uncached, whatever the range registers say.
         bits |= Bits::NO_CACHE | Bits::WRITE_THROUGH;
     }
-    if rights != Rights::Code && cpu::features().contains(Features::NO_EXECUTE) {
+    if rights != Rights::Code {
         bits |= Bits::NO_EXECUTE;
     }
     Entry(frame.address() | bits.bits())
