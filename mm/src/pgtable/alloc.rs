@@ -141,6 +141,11 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
         self.pfn
     }
 
+    /// The level it was constructed for.
+    pub(super) fn level(&self) -> Level {
+        self.level
+    }
+
     /// Gives the table to whoever stores the returned entry.
     pub(super) fn into_entry(self) -> Entry {
         Entry::table(self.into_pfn())

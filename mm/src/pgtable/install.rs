@@ -143,7 +143,7 @@ fn install<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>
     publish(mm, slot, &mut spare, vma)
 }
 
-/// Fills `pmd` with the PTE table `spare` if the slot is none; else leaves the table to the caller. Takes the PMD lock.
+/// Fills `pmd` with the PTE table `spare` (of another level: a bug, which debug builds stop at) if the slot is none; else leaves the table to the caller. Takes the PMD lock.
 ///
 /// # Errors
 ///
@@ -164,6 +164,10 @@ fn publish<M: Machine>(
     spare: &mut Option<UnpublishedTable<'_, M>>,
     vma: &Vma<M>,
 ) -> Result<Entry, TableError> {
+    debug_assert!(
+        spare.as_ref().is_none_or(|table| M::Mode::below(slot.table().level()) == Some(table.level())),
+        "a table of another level"
+    );
     let _guard = lock_table_of(mm, slot);
     if vma.is_detached() {
         return Err(TableError::Raced);

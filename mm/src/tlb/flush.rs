@@ -64,6 +64,7 @@ pub(crate) fn flush_mm_range<M: Machine>(mm: &Mm<M>, what: TlbFlush) {
 
 /// As [`flush_mm_range`], for the address space that `mm` belongs to.
 pub fn flush<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush) {
+    debug_assert!(machine.irqs_enabled(), "a CPU that waits for answers must itself answer (I24, R28)");
     let me = machine.cpu();
     // Release, for the tables changed before; pairs with `MmTlb::tlb_gen`.
     let tlb_gen = mm.tlb_gen.fetch_add(1, Ordering::AcqRel) + 1;

@@ -29,6 +29,24 @@ fn frame(world: &TestWorld) -> Pfn {
     world.memory.frames().alloc_zeroed(world.machine.handle()).unwrap()
 }
 
+/// A PMD table in the place of a PTE table would be read as one.
+#[test]
+#[cfg_attr(debug_assertions, should_panic(expected = "a table of another level"))]
+fn a_table_of_another_level_is_not_installed() {
+    let world = calm();
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x201));
+        map_anonymous(&mm, pages(0x400, 0x401));
+        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let rcu = rcu::read_lock(mm.machine());
+        let pmds = pmd_offset(&mm, &rcu, page(0x400)).unwrap();
+        let vma = mm.find_vma(&rcu, page(0x400)).unwrap();
+        let mut spare = Some(pmd_alloc_one(world.memory).unwrap());
+        let _ = pmd_install(&mm, pmds.slot(page(0x400)), &mut spare, vma);
+    });
+}
+
 /// I4, I5: at each level a constructor makes one table of the frame, the destructor makes it a frame again.
 #[test]
 fn every_constructor_counts_one_table_and_the_destructor_takes_it_back() {
