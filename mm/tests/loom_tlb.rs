@@ -5,10 +5,13 @@
 #![cfg(loom)]
 
 mod loom_machine;
+#[path = "loom_machine/watched.rs"]
+mod watched;
 
 use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use loom_machine::{Cpu, Model};
 use mm::address::{Pfn, VirtAddr, VirtRange};
+use mm::cpu::CpuId;
 use mm::machine::Machine;
 use mm::pgtable::Level;
 use mm::sync::LockClass;
@@ -16,6 +19,7 @@ use mm::sync::spin::SpinLock;
 use mm::sync::ticket::TicketLock;
 use mm::tlb::{self, MmTlb, TlbFlush};
 use std::sync::atomic::AtomicBool;
+use watched::Watched;
 
 /// What an entry says while it maps something.
 const MAPPED: u64 = 1;
@@ -37,8 +41,12 @@ fn address(page: usize) -> VirtAddr {
 
 impl Space {
     fn new() -> Self {
+        Self::with_id(7)
+    }
+
+    fn with_id(ctx_id: u64) -> Self {
         Self {
-            tlb: Box::new(MmTlb::new(7, Pfn(0x100).into())),
+            tlb: Box::new(MmTlb::new(ctx_id, Pfn(0x100).into())),
             entries: [AtomicU64::new(MAPPED), AtomicU64::new(MAPPED)],
             gone: [AtomicBool::new(false), AtomicBool::new(false)],
             done: AtomicUsize::new(0),
@@ -77,24 +85,34 @@ impl Space {
         self.gone[page].store(true, Ordering::SeqCst);
     }
 
-    /// This CPU sends no more flushes. It answers those of the other.
-    fn finish(&self, cpu: Cpu) {
+    /// This CPU sends no more flushes. It answers those of the other, until that sends none either.
+    fn answer(&self, cpu: Cpu) {
         self.done.fetch_add(1, Ordering::AcqRel);
         while self.done.load(Ordering::Acquire) < 2 {
             cpu.pause();
         }
+    }
+
+    /// As [`Self::answer`]; then it looks at both pages.
+    fn finish(&self, cpu: Cpu) {
+        self.answer(cpu);
         (0..2).for_each(|page| self.access(cpu, page));
     }
 }
 
-/// CPU 0 does `first`, CPU 1 `second`, over what CPU 0 has made by `begin`. Their TLBs have six ASIDs or none.
+/// Two CPUs, whose TLBs have six ASIDs or none.
+fn model(tagged: bool) -> Model {
+    Model { asids: if tagged { 6 } else { 1 }, ..Model::new(2, 0) }
+}
+
+/// CPU 0 does `first`, CPU 1 `second`, over what CPU 0 has made by `begin`.
 fn race(
     tagged: bool,
     begin: fn(Cpu) -> Space,
     first: impl Fn(&Space, Cpu) + Copy + Send + Sync + 'static,
     second: impl Fn(&Space, Cpu) + Copy + Send + Sync + 'static,
 ) {
-    Model { asids: if tagged { 6 } else { 1 }, ..Model::new(2, 0) }.run_on(
+    model(tagged).run_on(
         begin,
         move |space, cpu| {
             if cpu.cpu().index() == 0 {
@@ -127,6 +145,54 @@ fn switch_against_flush() {
             |space, cpu| space.unmap(cpu, 0, false),
         );
     }
+}
+
+/// I29, I32: a CPU loads another address space while the one it has loaded is flushed. Until the load its walker may use what
+/// it has cached, so it has to stay in the mask until then. If it left before:
+///
+/// ```text
+///   CPU 0: leaves the mask
+///                             CPU 1: clears the entry, raises the generation, sees nobody in the mask; the flush is over
+///   CPU 0: still has it loaded and cached
+/// ```
+#[test]
+fn leaving_against_flush() {
+    for tagged in [true, false] {
+        model(tagged).run_on(
+            |cpu| (Space::loaded(cpu), Space::with_id(8)),
+            |(space, next), cpu| {
+                if cpu.cpu().index() == 0 {
+                    next.load(cpu);
+                } else {
+                    space.unmap(cpu, 0, true);
+                    assert!(!cpu.has_cached(CpuId(0), address(0)), "page 0 may be used after its flush");
+                }
+                space.answer(cpu);
+            },
+            |_, _| (),
+        );
+    }
+}
+
+/// I29: what a CPU has stored through a translation is there for whoever flushed the translation away (a collapse copies the
+/// page then). The stores come before the CPU's flush, and that before its answer; the answer carries them over.
+#[test]
+fn stores_before_a_flush_against_a_look_after_it() {
+    model(false).run_on(
+        |cpu| (Space::loaded(cpu), Watched::new()),
+        |(space, page), cpu| {
+            if cpu.cpu().index() == 0 {
+                if cpu.translate(address(0), || space.entries[0].load(Ordering::Relaxed)) == Some(MAPPED) {
+                    page.add();
+                }
+            } else {
+                space.unmap(cpu, 0, false);
+                page.get();
+            }
+            space.answer(cpu);
+        },
+        |_, _| (),
+    );
 }
 
 /// R24, I31: two flushes reach a CPU in either order, one of them its own.

@@ -10,6 +10,7 @@
 
 pub mod world;
 
+use loom::sync::atomic::AtomicUsize;
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, Thread};
 use mm::address::{Pfn, VirtAddr};
@@ -57,6 +58,8 @@ struct CpuTlb {
     irqs: AtomicBool,
     flush_pending: AtomicBool,
     asid: Cell<Option<Asid>>,
+    /// Counts loads. Loom's, so that it tries a load before and after another CPU's [`Cpu::has_cached`].
+    loads: AtomicUsize,
     /// Of which ASID, at which address, what was found there.
     cached: RefCell<Vec<(Asid, VirtAddr, u64)>>,
 }
@@ -67,6 +70,7 @@ impl CpuTlb {
             irqs: AtomicBool::new(true),
             flush_pending: AtomicBool::new(false),
             asid: Cell::new(None),
+            loads: AtomicUsize::new(0),
             cached: RefCell::new(Vec::new()),
         }
     }
@@ -220,6 +224,13 @@ impl Cpu {
         Some(found)
     }
 
+    /// Whether `cpu` has a translation of `address` cached that it may use as it is.
+    pub fn has_cached(self, cpu: CpuId, address: VirtAddr) -> bool {
+        let tlb = &self.hardware.tlbs[cpu.index()];
+        tlb.loads.load(Ordering::SeqCst);
+        tlb.cached.borrow().iter().any(|(asid, at, _)| Some(*asid) == tlb.asid.get() && *at == address)
+    }
+
     fn end_halt(self, cpu: CpuId) {
         let threads = self.hardware.threads.borrow();
         if let (true, Some(thread)) = (self.hardware.halted[cpu.index()].load(Ordering::Relaxed), &threads[cpu.index()])
@@ -347,6 +358,7 @@ unsafe impl Machine for Cpu {
 
     fn load_pgd(self, load: PgdLoad) {
         let tlb = self.tlb();
+        tlb.loads.fetch_add(1, Ordering::SeqCst);
         match load {
             PgdLoad::Kernel => tlb.asid.set(None),
             PgdLoad::User { asid, keep, .. } => {

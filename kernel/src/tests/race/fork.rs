@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::held::{Collision, TableLock};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, Object, enter, memory};
 use crate::smp::online;
@@ -99,6 +100,38 @@ ktest! {
                 Ok(())
             },
         )?;
+    }
+
+    /// R14, I1: a fork looks at the parent's entries under the lock of their table, which a fault may just hold:
+    ///
+    /// ```text
+    ///   CPU 2: store to a page that an earlier child has left; under the lock, the entry's is its only reference
+    ///                                             CPU 1: shares the page, takes the right to store away
+    ///   CPU 2: gives the entry the right to store: parent and child store to one page
+    /// ```
+    fn a_fork_waits_for_the_lock_of_the_table_it_copies(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        Collision {
+            lock: TableLock::Pte,
+            prepare: &|mm| {
+                map_anonymous(mm, pages(0, TABLE))?;
+                Ok(write(0, 1)?)
+            },
+            first: &|mm| {
+                let child = mm.fork()?;
+                let _user = enter(&child);
+                ktest_assert_eq!(read(0)?, 1);
+                // Stored before the table was copied, or after.
+                ktest_assert!([0, 7].contains(&read(9)?));
+                Ok(())
+            },
+            second: &|_| Ok(write(9, 7)?),
+            judge: &|mm| {
+                ktest_assert_eq!((read(0)?, read(9)?), (1, 7));
+                Ok(mm.munmap(pages(0, TABLE))?)
+            },
+        }
+        .repeat(t, &mm, 8)?;
     }
 
     /// R14: the parent's CPUs store to an object in the table that is just being shared, across its lock breaks. Every

@@ -1,5 +1,6 @@
 //! Huge pages on all CPUs: faults that race for one, splits and collapses under the feet of those who use it.
 
+use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch_x86::machine::X86;
@@ -7,7 +8,9 @@ use arch_x86::user_access::AccessFault;
 use mm::address_space::MapError;
 use mm::cpu::CpuSet;
 use mm::machine::Machine;
-use mm::pgtable::{HugeSize, Level, Protection, deposited_tables, leaf_at, pmd_offset};
+use mm::pgtable::{
+    HugeSize, Level, Protection, deposited_tables, leaf_at, pmd_offset, pmd_same, pte_offset_map, pte_same,
+};
 use mm::sync::rcu;
 
 use super::come_and_go::needs_a_second_cpu;
@@ -264,6 +267,65 @@ ktest! {
         ktest_assert_eq!(sum, added.load(Ordering::Relaxed));
     }
 
+    /// I16: who holds the lock of a PTE table keeps it in its slot, also from a collapse: that waits before it judges the
+    /// entries, or a fault could add one it has not judged.
+    fn a_collapse_waits_for_the_lock_of_its_table(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        Collision {
+            lock: TableLock::Pte,
+            prepare: &|mm| {
+                map_anonymous(mm, span(0))?;
+                Ok(write(0, 1)?)
+            },
+            first: &|mm| Ok(mm.collapse_huge_page(page(3)).map_err(|_| "a range in use cannot be collapsed")?),
+            second: &|_| Ok(write(9, 7)?),
+            judge: &|mm| {
+                ktest_assert_eq!((level_of(mm, 0), deposits(mm)), (Some(Level::Pmd), 1));
+                ktest_assert_eq!((read(0)?, read(9)?), (1, 7));
+                Ok(mm.munmap(span(0))?)
+            },
+        }
+        .repeat(t, &mm, 8)?;
+    }
+
+    /// Spec 9.2, I11: a collapse waits, between unhooking a table and emptying it, for those that walk it without a lock.
+    ///
+    /// ```text
+    ///   CPU 1: maps the table, reads an entry
+    ///                                             CPU 0: unhooks the table
+    ///   CPU 1: reads the entry again: as it was, as long as its read section lasts
+    ///                                             CPU 0: empties the table, deposits it
+    /// ```
+    fn a_collapse_leaves_a_table_as_it_is_to_its_walkers(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, span(0))?;
+        let seed = t.random().next_u64();
+        for round in 0..4 {
+            {
+                let _user = enter(&mm);
+                write(0, round)?;
+            }
+            let (is_walked, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+            let outcomes = crew::run(first_cpus(2), &|member| -> TestResult {
+                if member.index > 0 {
+                    let walked = walk_while_collapsed(&mm, &is_walked, &is_over, &mut Random::new(seed ^ round));
+                    // Whatever happened, the other must not wait for ever.
+                    is_walked.store(true, Ordering::Release);
+                    return walked;
+                }
+                while !is_walked.load(Ordering::Acquire) {
+                    spin_loop();
+                }
+                let collapsed = mm.collapse_huge_page(page(0)).map_err(|_| "a range in use cannot be collapsed");
+                is_over.store(true, Ordering::Release);
+                Ok(collapsed?)
+            })?;
+            outcomes.into_iter().collect::<TestResult>()?;
+            ktest_assert!(mm.split_huge_page(page(0)), "nothing to split");
+        }
+    }
+
     /// All CPUs fault on explicit pages of 2 MiB, under the PMD lock (spec 10): one page each, and every increment in it.
     fn explicit_huge_faults_race(t: &TestContext) {
         let mm = Mm::create(memory())?;
@@ -296,6 +358,26 @@ ktest! {
         mm.munmap(pages(0, PMD_TABLE))?;
         ktest_assert_eq!(mm.linked_table_bytes(), 0);
     }
+}
+
+/// Maps the table of page 0 without a lock, says so, and sees that its entry stays when the table has been unhooked.
+fn walk_while_collapsed(mm: &Mm, is_walked: &AtomicBool, is_over: &AtomicBool, random: &mut Random) -> TestResult {
+    const LOOKS: usize = 100;
+    let rcu = rcu::read_lock(X86);
+    let pmds = pmd_offset(mm, &rcu, page(0)).ok_or("no PMD table")?;
+    let pmd = pmds.slot(page(0));
+    let pte = pte_offset_map(mm, pmd, page(0)).ok_or("no PTE table")?;
+    let seen = pte.load();
+    is_walked.store(true, Ordering::Release);
+    while pmd_same(pmd.load(), pte.pmd()) && !is_over.load(Ordering::Acquire) {
+        spin_loop();
+    }
+    // Time for a collapse that would not wait.
+    for _ in 0..LOOKS {
+        dawdle(random, 20_000);
+        ktest_assert!(pte_same(pte.load(), seen), "{seen:?} has become {:?} under its walker", pte.load());
+    }
+    Ok(())
 }
 
 /// Has each of `cpus` increment some pages below `end`, and sees that no increment is lost.

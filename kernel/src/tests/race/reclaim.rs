@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch_x86::machine::X86;
 use arch_x86::percpu;
+use arch_x86::time;
 use mm::address::VirtRange;
 use mm::config::{PAGE_SIZE, USE_SPLIT_PTE_PTLOCKS};
 use mm::page::PageType;
@@ -26,6 +27,8 @@ use crate::workload::crew;
 const SPAN: VirtRange = pages(0, 2 * TABLE);
 const ROUNDS: u64 = 12;
 const COLLISIONS: u32 = 10;
+/// How long a table is watched that must not be freed: many ticks, and so many grace periods.
+const LOOKS_NANOS: u64 = 200_000_000;
 
 ktest! {
     /// One CPU drops all pages with their tables, the others write theirs and read them back: each finds what it wrote, or
@@ -139,9 +142,13 @@ ktest! {
         // Keeps the PMD table.
         map_anonymous(&mm, pages(TABLE, TABLE + 1))?;
         let walk = |value: u64, index: usize| {
-            let rcu = rcu::read_lock(X86);
-            let Some(pmds) = pmd_offset(&mm, &rcu, page(0)) else { return };
-            let Some(pte) = pte_offset_map(&mm, pmds.slot(page(0)), page(0)) else { return };
+            let map = || {
+                let rcu = rcu::read_lock(X86);
+                let pmds = pmd_offset(&mm, &rcu, page(0))?;
+                pte_offset_map(&mm, pmds.slot(page(0)), page(0))
+            };
+            // From here on the map's own read section is all that keeps the table.
+            let Some(pte) = map() else { return };
             let descriptor = memory().memmap().page(pte.pmd().pfn());
             let mut random = Random::new(value ^ (index as u64) << 32);
             for _ in 0..8 {
@@ -157,6 +164,49 @@ ktest! {
             Ok(mm.madvise_dontneed(pages(0, TABLE))?)
         };
         play(t, &mm, &make_and_drop, &walk)?;
+    }
+
+    /// I10, I11: advice takes a table away while somebody has it mapped without a lock, and frees it only when the map's read
+    /// section is over. Until then it stays a table, unhooked and all none.
+    ///
+    /// ```text
+    ///   CPU 1: maps the table
+    ///                                             CPU 0: unhooks the table, flushes; time passes
+    ///   CPU 1: reads it still
+    ///                                             CPU 0: destroys and frees it
+    /// ```
+    fn a_table_that_goes_is_not_freed_under_its_walker(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, TABLE))?;
+        // Keeps the PMD table.
+        map_anonymous(&mm, pages(TABLE, TABLE + 1))?;
+        {
+            let _user = enter(&mm);
+            write(0, 1)?;
+            write(TABLE, 1)?;
+        }
+        let (is_mapped, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let outcomes = crew::run(first_cpus(2), &|member| -> TestResult {
+            if member.index > 0 {
+                let walked = hold_while_dropped(&mm, &is_mapped, &is_over);
+                // Whatever happened, the other must not wait for ever.
+                is_mapped.store(true, Ordering::Release);
+                return walked;
+            }
+            while !is_mapped.load(Ordering::Acquire) {
+                spin_loop();
+            }
+            let dropped = mm.madvise_dontneed(pages(0, TABLE));
+            // Time for a grace period that would not wait for the walker.
+            let give_up = time::now_nanos() + LOOKS_NANOS;
+            while time::now_nanos() < give_up {
+                memory().advance_deferred();
+            }
+            is_over.store(true, Ordering::Release);
+            Ok(dropped?)
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
     }
 
     /// Spec 2.3: kernel mode is not preemptible, but whoever clears a long range lets other threads of the CPU run meanwhile.
@@ -229,6 +279,22 @@ ktest! {
         }
         .repeat(t, &mm, COLLISIONS)?;
     }
+}
+
+/// Maps the table of page 0, says so, and looks at it until all is over. The map's own read section is all that keeps it.
+fn hold_while_dropped(mm: &Mm, is_mapped: &AtomicBool, is_over: &AtomicBool) -> TestResult {
+    let pte = {
+        let rcu = rcu::read_lock(X86);
+        let pmds = pmd_offset(mm, &rcu, page(0)).ok_or("no PMD table")?;
+        pte_offset_map(mm, pmds.slot(page(0)), page(0)).ok_or("no PTE table")?
+    };
+    let descriptor = memory().memmap().page(pte.pmd().pfn());
+    is_mapped.store(true, Ordering::Release);
+    while !is_over.load(Ordering::Acquire) {
+        ktest_assert!(descriptor.page_type() == PageType::Table, "a table was freed under its walker");
+    }
+    ktest_assert!(descriptor.is_detached() && pte.load().is_none(), "the table has another use");
+    Ok(())
 }
 
 /// CPU 0 does `change` time and again, the others `use_it` until it is done, with a number that rises.

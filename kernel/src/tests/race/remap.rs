@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use arch_x86::user_access::AccessFault;
 use mm::pgtable::{Protection, pte_at};
 
+use super::held::{Collision, TableLock};
 use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mapping, Mm, Object, enter, memory};
 use crate::smp::online;
@@ -73,6 +74,29 @@ ktest! {
     fn pages_move_between_tables(t: &TestContext) {
         move_while_storing(t, [TABLE - 3, 2 * TABLE - 5])?;
         move_while_storing(t, [TABLE - 3, TABLE * TABLE - 1])?;
+    }
+
+    /// R15, I1: entries are stored under the lock of their new table, though nobody knows the new region yet: a fault beside
+    /// it waits for the same lock.
+    fn a_move_waits_for_the_lock_of_the_table_it_fills(t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        let (from, to) = (pages(2 * TABLE, 2 * TABLE + PAGES), pages(16, 16 + PAGES));
+        Collision {
+            lock: TableLock::Pte,
+            prepare: &|mm| {
+                map_anonymous(mm, pages(0, PAGES))?;
+                map_anonymous(mm, from)?;
+                write(0, 1)?;
+                Ok(write(2 * TABLE, 5)?)
+            },
+            first: &|mm| Ok(mm.mremap(from, to)?),
+            second: &|_| Ok(write(3, 7)?),
+            judge: &|mm| {
+                ktest_assert_eq!((read(0)?, read(3)?, read(16)?), (1, 7, 5));
+                Ok(mm.munmap(pages(0, 16 + PAGES))?)
+            },
+        }
+        .repeat(t, &mm, 8)?;
     }
 
     /// R19, I35: walkers set D in an entry that just moves, or loses the right to be stored to. A page that was stored to is
