@@ -65,7 +65,7 @@ pub enum Message {
     Startup(u8),
 }
 
-/// The APIC did not take a message in time.
+/// The APIC did not take a message in time, or cannot name its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotDelivered;
 
@@ -135,7 +135,8 @@ pub fn take_errors() -> u32 {
 /// Sends `message` to the CPU with APIC number `target`.
 ///
 /// # Errors
-/// When an earlier message stays pending beyond any reason; the new one is not sent then.
+/// When an earlier message stays pending beyond any reason, or without x2APIC for a target above 255; the new one is not
+/// sent then.
 ///
 /// # Safety
 /// [`Message::Init`] and [`Message::Startup`] take a CPU away from what it does: `target` must run nothing of ours,
@@ -157,6 +158,8 @@ pub unsafe fn send(target: u32, message: Message) -> Result<(), NotDelivered> {
         unsafe { msr::write(msr::X2APIC + (COMMAND_LOW >> 4), u64::from(target) << 32 | u64::from(low)) };
         return Ok(());
     }
+    // The field has eight bits; more would reach another CPU.
+    let Ok(target) = u8::try_from(target) else { return Err(NotDelivered) };
     // The command is two stores; an interrupt between them that sends too would redirect this one.
     interrupts::without(|| {
         let idle = (0..COMMAND_POLLS).any(|_| {
@@ -169,7 +172,7 @@ pub unsafe fn send(target: u32, message: Message) -> Result<(), NotDelivered> {
         if !idle {
             return Err(NotDelivered);
         }
-        write(COMMAND_HIGH, target << 24);
+        write(COMMAND_HIGH, u32::from(target) << 24);
         write(COMMAND_LOW, low);
         Ok(())
     })

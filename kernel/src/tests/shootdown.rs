@@ -8,10 +8,13 @@ use arch_x86::time;
 use arch_x86::user_access::AccessFault;
 use mm::cpu::{CpuId, CpuSet};
 use mm::machine::Machine;
+use mm::pgtable::Level;
 use mm::stats::{Counter, LockCounter};
 use mm::sync::LockClass;
+use mm::tlb::{self, TlbFlush};
 
 use super::race::come_and_go::{Scenario, needs_a_second_cpu, play};
+use super::race::held::{TableLock, await_waiting};
 use super::support::{TABLE, add, first_cpus, map_anonymous, pages, read, write};
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
@@ -125,6 +128,44 @@ ktest! {
         }
     }
 
+    /// R27, made to happen: a CPU holds the lock of a table until another waits for it, and then flushes that one.
+    fn the_holder_of_a_lock_flushes_the_one_who_waits_for_it(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        const ROUNDS: u64 = 16;
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1 + ROUNDS))?;
+        let held = AtomicBool::new(false);
+        let outcomes = crew::run(first_cpus(2), &|member| -> TestResult {
+            let _user = enter(&mm);
+            write(0, 1)?;
+            for round in 1..=ROUNDS {
+                member.meet_awake();
+                if member.index == 1 {
+                    while !held.load(Ordering::Acquire) {
+                        spin_loop();
+                    }
+                    write(round, round)?;
+                } else {
+                    let answered = TableLock::Pte.hold(&mm, || {
+                        held.store(true, Ordering::Release);
+                        let waits = await_waiting(CpuSet::only(CpuId(1)));
+                        let before = flushes_served(CpuId(1));
+                        let range = pages(0, 1);
+                        tlb::flush(X86, mm.tlb(), TlbFlush { range, stride: Level::Pte, freed_tables: false });
+                        (waits, flushes_served(CpuId(1)) - before)
+                    });
+                    // Also when there was no lock to hold, or the other would wait for ever.
+                    held.store(true, Ordering::Release);
+                    ktest_assert_eq!(answered?, (true, 1));
+                }
+                member.meet_awake();
+                held.store(false, Ordering::Release);
+            }
+            Ok(())
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
+    }
+
     /// CPUs that flush each other at the same moment, each under a lock of its own, all get through (R28).
     fn cpus_that_flush_each_other_all_get_through(t: &TestContext) {
         const PAGES: u64 = 12;
@@ -150,8 +191,11 @@ ktest! {
 
 /// Flushes each CPU has served so far.
 fn served() -> alloc::vec::Vec<(CpuId, u64)> {
-    let served = |cpu| X86.cpus().of(cpu).stats.snapshot()[Counter::FlushesServed];
-    online().iter().map(|cpu| (cpu, served(cpu))).collect()
+    online().iter().map(|cpu| (cpu, flushes_served(cpu))).collect()
+}
+
+fn flushes_served(cpu: CpuId) -> u64 {
+    X86.cpus().of(cpu).stats.snapshot()[Counter::FlushesServed]
 }
 
 /// Unmaps a page once `cpu`, the running one, is alone in `mm`; nobody is interrupted then.

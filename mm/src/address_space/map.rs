@@ -6,6 +6,7 @@
 
 use super::{Mm, MmapHeld, MmapWrite};
 use crate::address::{VirtAddr, VirtRange};
+use crate::config::PAGE_SIZE;
 use crate::deferred::Garbage;
 use crate::gather::MmuGather;
 use crate::machine::Machine;
@@ -94,7 +95,8 @@ impl<M: Machine> Mm<M> {
         })
     }
 
-    /// Maps `mapping` in the lowest free range of `length` bytes at or above `from`, and says where. Takes `mmap_lock`.
+    /// Maps `mapping` in the lowest free range of `length` bytes at or above `from`, and says where; explicit huge pages in
+    /// the lowest that does not cut one. Takes `mmap_lock`.
     ///
     /// # Errors
     ///
@@ -106,25 +108,31 @@ impl<M: Machine> Mm<M> {
         protection: Protection,
         mapping: Mapping<M>,
     ) -> Result<VirtRange, MapError> {
+        let align = match &mapping {
+            Mapping::Huge(size) if size.exists_in::<M::Mode>() => size.bytes::<M::Mode>(),
+            _ => PAGE_SIZE as u64,
+        };
         let mut found = None;
         self.change(|| {
             let write = self.mmap_lock().write(self.machine());
-            let range = self.find_free(&write, from, length)?;
+            let range = self.find_free(&write, from, length, align)?;
             found = Some(range);
             self.insert(&write, range, protection, mapping.clone())
         })?;
         found.ok_or(MapError::NoSpace)
     }
 
-    /// The lowest free range of `length` bytes at or above `from`.
+    /// The lowest free range of `length` bytes at or above `from` that begins at a multiple of `align`, a power of two.
     pub(super) fn find_free(
         &self,
         write: &MmapWrite<'_, M>,
         from: VirtAddr,
         length: u64,
+        align: u64,
     ) -> Result<VirtRange, MapError> {
         let mut start = from.0;
         loop {
+            start = start.checked_next_multiple_of(align).ok_or(MapError::NoSpace)?;
             let end = start.checked_add(length).ok_or(MapError::NoSpace)?;
             let range = VirtRange::new(start, end).ok_or(MapError::BadRange)?;
             if range.end > M::Mode::USER_END {

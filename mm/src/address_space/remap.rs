@@ -59,7 +59,7 @@ impl<M: Machine> Mm<M> {
     ///
     /// See [`MapError`]; nothing has changed then.
     pub fn mremap_anywhere(&self, old: VirtRange, length: u64, lowest: VirtAddr) -> Result<VirtRange, MapError> {
-        self.remap(old, |write| self.find_free(write, lowest, length))
+        self.remap(old, |write| self.find_free(write, lowest, length, PAGE_SIZE as u64))
     }
 
     fn remap(

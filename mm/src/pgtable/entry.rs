@@ -137,11 +137,6 @@ impl Entry {
         self.0 & Self::SPECIAL != 0
     }
 
-    /// A walker has used the entry.
-    pub const fn is_accessed(self) -> bool {
-        self.0 & Self::ACCESSED != 0
-    }
-
     /// A walker has stored through the entry.
     pub const fn is_dirty(self) -> bool {
         self.0 & Self::DIRTY != 0

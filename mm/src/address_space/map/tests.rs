@@ -8,7 +8,7 @@ use crate::fault::FaultError;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::object::Object;
-use crate::pgtable::{FourLevel, PagingMode, Protection};
+use crate::pgtable::{FourLevel, HugeSize, PagingMode, Protection};
 use crate::slab::SlabKind;
 use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
@@ -60,6 +60,19 @@ fn a_free_range_is_found_between_regions() {
         assert_eq!(found(0x1001), Err(MapError::BadRange));
         assert_eq!(found(FourLevel::USER_END.0), Err(MapError::NoSpace));
         assert_eq!(found(!0xfff), Err(MapError::NoSpace));
+    });
+}
+
+#[test]
+fn a_free_range_for_huge_pages_cuts_none() {
+    let world = world();
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x203));
+        let found = |from, length| mm.mmap_anywhere(page(from), length, Protection::READ, Mapping::Huge(HugeSize::Pmd));
+        assert_eq!(found(0x200, 0x20_0000), Ok(pages(0x400, 0x600)));
+        assert_eq!(found(0x601, 0x40_0000), Ok(pages(0x800, 0xc00)));
+        assert_eq!(found(0x200, 0x20_1000), Err(MapError::CutsHugePage));
     });
 }
 
