@@ -43,6 +43,8 @@ pub enum Misbehaviour {
     SilentExit,
     /// Waits for a lock that is never released.
     Deadlock,
+    /// Waits for a lock that is never released, with little patience.
+    Impatient,
     /// Recurses until the stack's guard page is hit.
     StackOverflow,
     /// Uses a lock wrongly; only a kernel with `debug-locks` notices.
@@ -105,8 +107,8 @@ impl fmt::Display for CmdlineError<'_> {
     }
 }
 
-const KINDS: &str = "panic, panic-everywhere, spin, deaf, triple-fault, half-line, silent-exit, deadlock, stack-overflow, \
-                     or lock- and how it is misused";
+const KINDS: &str = "panic, panic-everywhere, spin, deaf, triple-fault, half-line, silent-exit, deadlock, impatient, \
+                     stack-overflow, or lock- and how it is misused";
 
 /// The keys, in the order of [`Words`].
 const KEYS: [&str; 8] = ["mode", "filter", "workload", "seed", "timeout", "rounds", "log", "kind"];
@@ -197,6 +199,7 @@ fn misbehaviour(value: &str) -> Result<Misbehaviour, CmdlineError<'_>> {
         "triple-fault" => Ok(Misbehaviour::TripleFault),
         "half-line" => Ok(Misbehaviour::HalfLine),
         "silent-exit" => Ok(Misbehaviour::SilentExit),
+        "impatient" => Ok(Misbehaviour::Impatient),
         "deadlock" => Ok(Misbehaviour::Deadlock),
         "stack-overflow" => Ok(Misbehaviour::StackOverflow),
         _ => match locks::KINDS.iter().find(|(name, _)| *name == value) {

@@ -50,6 +50,11 @@ pub fn misbehave(how: Misbehaviour, timeout: u64) -> ! {
             let _twice = NEVER_RELEASED.lock();
             unreachable!("a lock was taken twice")
         }
+        Misbehaviour::Impatient => {
+            mem::forget(NEVER_RELEASED.lock());
+            let _twice = NEVER_RELEASED.lock_within(1_000_000);
+            unreachable!("a lock was taken twice")
+        }
         Misbehaviour::Lock(how) => {
             locks::misuse(how);
             unreachable!("a misused lock went unnoticed")

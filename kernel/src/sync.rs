@@ -1,7 +1,7 @@
 //! The lock of the kernel crate itself: for queues and tables that interrupt handlers touch too.
 //!
 //! Rules. Held with interrupts off, for a short, bounded time. Waited for with interrupts as the caller had them, so a
-//! waiter still answers other CPUs (I24). Nothing waits for another CPU while it holds one. Every acquisition is
+//! waiter still answers other CPUs (I24), and for a minute at most. Nothing waits for another CPU while it holds one. Every acquisition is
 //! counted on its CPU, because a test asserts how many locks of any kind a page fault takes; every lock held or waited
 //! for is on record for the panic and hang reports.
 
@@ -9,13 +9,18 @@ use core::ops::{Deref, DerefMut};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use arch_x86::{interrupts, percpu};
+use arch_x86::{interrupts, percpu, time};
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
 use spin::{Mutex, MutexGuard};
 
 /// Locks of this kind one CPU may hold at once and still have on record.
 const RECORDED: usize = 8;
+
+/// Nanoseconds after which a wait can only be a bug.
+const STUCK_AFTER: u64 = 60_000_000_000;
+/// How often a waiter polls between two looks at the clock.
+const POLLS_PER_LOOK: u64 = 1024;
 
 /// What a lock protects, in the words of the reports.
 #[derive(Debug)]
@@ -34,9 +39,17 @@ impl<T> Spin<T> {
     }
 
     /// Takes the lock and turns interrupts off until it is dropped.
+    ///
+    /// # Panics
+    /// After a minute of waiting, which can only be a bug. The watchdog normally speaks up long before.
     pub fn lock(&self) -> SpinGuard<'_, T> {
+        self.lock_within(STUCK_AFTER)
+    }
+
+    /// As [`lock`](Self::lock), with the patience of so many nanoseconds.
+    pub fn lock_within(&self, limit: u64) -> SpinGuard<'_, T> {
         let address = ptr::from_ref(self).addr();
-        let mut waiting = None;
+        let (mut waiting, mut since, mut polls) = (None, None, 0_u64);
         loop {
             let saved = interrupts::save_and_disable();
             if let Some(inner) = self.inner.try_lock() {
@@ -52,6 +65,12 @@ impl<T> Spin<T> {
             });
             while self.inner.is_locked() {
                 core::hint::spin_loop();
+                polls += 1;
+                if polls.is_multiple_of(POLLS_PER_LOOK) {
+                    let now = time::now_nanos();
+                    let waited = now - *since.get_or_insert(now);
+                    assert!(waited <= limit, "waited for {} {address:#x} beyond any reason", self.name.0);
+                }
             }
         }
     }

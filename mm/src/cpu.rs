@@ -100,6 +100,8 @@ pub struct CpuLocal {
     pub queue: QueueNode,
     /// The locks this CPU holds, for the panic report and the leak check.
     pub held: HeldLocks,
+    /// Of a CPU that runs one thread: the `mmap_lock`s that thread holds.
+    pub mmap_locks: HeldLocks,
     /// Read-section nesting and quiescent states.
     pub rcu: RcuCpu,
     /// The address space this CPU has loaded, and its flush requests.
@@ -119,6 +121,7 @@ impl CpuLocal {
                 parking: ParkingSlot::new(),
                 queue: QueueNode::new(),
                 held: HeldLocks::new(),
+                mmap_locks: HeldLocks::new(),
                 rcu: RcuCpu::new(),
                 tlb: TlbCpu::new(),
                 frames: CpuFrames::new(),

@@ -69,6 +69,7 @@ pub fn prepare() {
         online: smp::online,
         block_while: thread::block_while,
         wake: thread::wake,
+        with_mmap_locks: |look| look(thread::current().mmap_locks()),
         need_resched: thread::need_resched,
         cond_resched: thread::yield_now,
         stuck: |what| panic!("waited for {what} beyond any reason"),

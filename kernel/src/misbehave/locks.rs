@@ -3,14 +3,14 @@
 
 use alloc::boxed::Box;
 use core::hint::spin_loop;
-use core::mem::ManuallyDrop;
+use core::mem::{ManuallyDrop, MaybeUninit};
 
 use arch_x86::machine::X86;
 use arch_x86::{interrupts, percpu};
 use mm::sync::rcu;
 use mm::sync::rwlock::MmapLock;
 use mm::sync::spin::SpinLock;
-use mm::sync::{BuildLock, LockClass, RawLock};
+use mm::sync::{BuildLock, LockClass, Nesting, RawLock};
 
 use crate::memory::memory;
 use crate::{smp, thread};
@@ -36,6 +36,10 @@ pub enum LockMisuse {
     Order,
     /// Of two PTE locks the one with the higher address is taken first.
     Address,
+    /// Of three PMD locks two are declared as `SINGLE_DEPTH_NESTING`.
+    Depth,
+    /// A leaf is waited for under a leaf.
+    Leaf,
     /// `mmap_lock` is taken under a page-table lock.
     Mmap,
     /// A grace period is waited for under a page-table lock.
@@ -44,10 +48,16 @@ pub enum LockMisuse {
     Switch,
     /// A thread sleeps under a page-table lock.
     Sleep,
+    /// What is taken is no lock.
+    None,
+    /// A lock is destroyed twice.
+    FreedTwice,
+    /// One thread takes `mmap_lock` for reading and then for writing.
+    MmapTwice,
 }
 
 /// Their words on the command line.
-pub const KINDS: [(&str, LockMisuse); 13] = [
+pub const KINDS: [(&str, LockMisuse); 18] = [
     ("lock-twice", LockMisuse::Twice),
     ("lock-stranger", LockMisuse::Stranger),
     ("lock-unowned", LockMisuse::Unowned),
@@ -57,10 +67,15 @@ pub const KINDS: [(&str, LockMisuse); 13] = [
     ("lock-stale", LockMisuse::Stale),
     ("lock-order", LockMisuse::Order),
     ("lock-address", LockMisuse::Address),
+    ("lock-depth", LockMisuse::Depth),
+    ("lock-leaf", LockMisuse::Leaf),
     ("lock-mmap", LockMisuse::Mmap),
     ("lock-grace", LockMisuse::Grace),
     ("lock-switch", LockMisuse::Switch),
     ("lock-sleep", LockMisuse::Sleep),
+    ("lock-none", LockMisuse::None),
+    ("lock-freed-twice", LockMisuse::FreedTwice),
+    ("lock-mmap-twice", LockMisuse::MmapTwice),
 ];
 
 type Lock = SpinLock<(), BuildLock>;
@@ -69,9 +84,10 @@ type Lock = SpinLock<(), BuildLock>;
 pub fn misuse(how: LockMisuse) {
     interrupts::enable();
     match how {
-        LockMisuse::Order | LockMisuse::Address => out_of_order(how),
+        LockMisuse::Order | LockMisuse::Address | LockMisuse::Depth | LockMisuse::Leaf => out_of_order(how),
         LockMisuse::Stranger => unlocked_elsewhere(),
         LockMisuse::Mmap | LockMisuse::Grace | LockMisuse::Switch | LockMisuse::Sleep => wait_under_a_lock(how),
+        LockMisuse::MmapTwice => mmap_lock_twice(),
         _ => one_lock(how),
     }
 }
@@ -99,6 +115,17 @@ fn one_lock(how: LockMisuse) {
             take(&lock);
             *lock = BuildLock::new();
         }
+        LockMisuse::None => {
+            // SAFETY: numbers and a pointer, for all of which zero is a value.
+            *lock = unsafe { MaybeUninit::zeroed().assume_init() };
+            take(&lock);
+        }
+        LockMisuse::FreedTwice => {
+            for _ in 0..2 {
+                // SAFETY: the memory stays, and the lock has nothing that could be freed twice.
+                unsafe { ManuallyDrop::drop(&mut lock) }
+            }
+        }
         _ => {
             // SAFETY: the memory stays, and the lock has nothing that could be freed twice.
             unsafe { ManuallyDrop::drop(&mut lock) }
@@ -120,13 +147,29 @@ fn unlocked_elsewhere() {
 }
 
 fn out_of_order(how: LockMisuse) {
-    let locks = [Lock::new(()), Lock::new(())];
+    let locks = [Lock::new(()), Lock::new(()), Lock::new(())];
     let (first, second) = match how {
         LockMisuse::Order => (LockClass::Pte, LockClass::Pmd),
-        _ => (LockClass::Pte, LockClass::Pte),
+        LockMisuse::Address => (LockClass::Pte, LockClass::Pte),
+        LockMisuse::Leaf => (LockClass::Slab, LockClass::Zone),
+        _ => return two_deep(&locks),
     };
     let _outer = locks[1].lock(X86, first);
     let _inner = locks[0].lock(X86, second);
+}
+
+fn two_deep(locks: &[Lock; 3]) {
+    let _outer = locks[2].lock(X86, LockClass::Pmd);
+    let _inner = locks[1].lock_nested(X86, LockClass::Pmd, Nesting::SingleDepth);
+    let _innermost = locks[0].lock_nested(X86, LockClass::Pmd, Nesting::SingleDepth);
+}
+
+/// With a context switch in between: the note goes with the thread.
+fn mmap_lock_twice() {
+    let lock = MmapLock::new();
+    let _reading = lock.read(X86);
+    thread::sleep(10_000_000);
+    let _writing = lock.write(X86);
 }
 
 fn wait_under_a_lock(how: LockMisuse) {

@@ -1,5 +1,6 @@
 //! How many locks a fault takes, and how long anyone waits for one: counted, without a clock.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use mm::cpu::CpuSet;
 use mm::machine::Machine;
 use mm::pgtable::{pmd_offset, pte_offset_map_lock};
 use mm::stats::{Counter, LockCounter, LockPeak, StatsSnapshot};
+use mm::sync::rwlock::MmapLock;
 use mm::sync::{LockClass, rcu};
 
 use super::race::held::{TableLock, await_halted};
@@ -19,9 +21,31 @@ use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert,
 use crate::memory::{Mm, Object, enter, memory, statistics};
 use crate::smp::online;
 use crate::sync::acquisitions;
+use crate::thread::{spawn_on, yield_now};
 use crate::workload::crew;
 
 ktest! {
+    /// Two threads of one CPU are in `mmap_lock` for reading at once. What is noted of them goes with the thread, not the
+    /// CPU, so neither is taken for one that takes the lock twice.
+    fn threads_of_one_cpu_share_mmap_lock(_t: &TestContext) {
+        let shared = Arc::new((MmapLock::new(), AtomicU64::new(0)));
+        let spawn_reader = || {
+            let shared = Arc::clone(&shared);
+            spawn_on(percpu::cpu(), "reader", move || {
+                let (lock, inside) = &*shared;
+                let _reading = lock.read(X86);
+                inside.fetch_add(1, Ordering::Relaxed);
+                while inside.load(Ordering::Relaxed) < 2 {
+                    yield_now();
+                }
+            })
+        };
+        let readers = [spawn_reader(), spawn_reader()];
+        for reader in readers {
+            reader?.join();
+        }
+    }
+
     /// A page fault on a present table takes one lock of any kind, `mm`'s or the kernel's, and it is the PTE table's. It
     /// stores to no line of the address space or the region, but where replacing a page flushes it: a flush is counted there.
     fn a_fault_on_a_present_table_takes_one_lock_of_any_kind(_t: &TestContext) {

@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use intrusive_collections::LinkedListAtomicLink;
 use mm::cpu::CpuId;
+use mm::sync::held::HeldLocks;
 
 pub use idle::{IdleHooks, run as run_idle, set_hooks as set_idle_hooks};
 pub use join::{JoinHandle, SpawnError, spawn_on};
@@ -79,6 +80,8 @@ pub struct Thread {
     stack: Option<Stack>,
     /// The address space it is in.
     user: UserSlot,
+    /// Which address spaces' `mmap_lock` it holds. Only the thread itself writes it.
+    mmap_locks: HeldLocks,
     /// In its CPU's run queue or in a bucket of `wait`, never in both.
     queue_link: LinkedListAtomicLink,
     /// In its CPU's list of sleepers.
@@ -104,6 +107,7 @@ impl Thread {
             has_ended: AtomicBool::new(false),
             stack,
             user: UserSlot::new(),
+            mmap_locks: HeldLocks::new(),
             queue_link: LinkedListAtomicLink::new(),
             timer_link: LinkedListAtomicLink::new(),
             wait_key: AtomicUsize::new(0),
@@ -115,5 +119,10 @@ impl Thread {
     /// The address space it is in.
     pub fn user(&self) -> &UserSlot {
         &self.user
+    }
+
+    /// Which `mmap_lock`s it holds, in builds whose `mm` notes it.
+    pub fn mmap_locks(&self) -> &HeldLocks {
+        &self.mmap_locks
     }
 }

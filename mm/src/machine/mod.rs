@@ -8,6 +8,7 @@ use crate::address::{Pfn, PhysAddr, VirtRange};
 use crate::cpu::{CpuId, CpuLocal, CpuSet, Cpus};
 use crate::pgtable::{Entry, HugeSize, Level, PagingMode};
 use crate::sync::RawLock;
+use crate::sync::held::HeldLocks;
 use crate::tlb::Asid;
 
 #[cfg(all(any(test, feature = "sim"), not(loom)))]
@@ -115,6 +116,11 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn block_while(self, key: usize, still: &mut dyn FnMut() -> bool);
     /// Wakes every sleeper on `key`.
     fn wake(self, key: usize);
+    /// Shows `look` which `mmap_lock`s the running thread holds. Where other threads run while one sleeps, each has a record of
+    /// its own.
+    fn with_mmap_locks(self, look: &mut dyn FnMut(&HeldLocks)) {
+        look(&self.local().mmap_locks);
+    }
     /// Whether another thread of this CPU should run soon. Cheap: long loops ask under a lock, and then let go of it.
     fn need_resched(self) -> bool {
         false

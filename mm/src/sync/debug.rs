@@ -206,8 +206,10 @@ impl<L: RawLock> Drop for DebugLock<L> {
             return;
         }
         let (name, lock) = (self.class().name(), address(self));
-        if self.magic.load(Ordering::Relaxed) != ALIVE {
-            broken(format_args!("lock {lock:#x} is destroyed but is none, or is destroyed twice (bad magic)"));
+        match self.magic.load(Ordering::Relaxed) {
+            ALIVE => {}
+            DESTROYED => broken(format_args!("lock {lock:#x} is destroyed twice (bad magic, I4)")),
+            _ => broken(format_args!("lock {lock:#x} is destroyed but there is no lock (bad magic)")),
         }
         if self.raw.is_locked() {
             broken(format_args!("lock {lock:#x} ({name}) is freed or re-initialised while it is held (I12); {self}"));

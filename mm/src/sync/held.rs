@@ -1,6 +1,7 @@
-//! The locks a CPU holds, for the lock-order checker, the panic report, leak checks, and "no lock is held here".
+//! The locks a CPU holds, for the lock-order checker, the panic report, leak checks, and "no lock is held here"; and, in a
+//! record of their own, the `mmap_lock`s a thread holds, for it may sleep with them.
 //!
-//! Rule: written by its own CPU alone; others read it when they report, and may see a list that is just changing.
+//! Rule: written by its own CPU or thread alone; others read it when they report, and may see a list that is just changing.
 
 use super::LockClass;
 use super::atomic::Ordering;
@@ -12,7 +13,7 @@ use core::ptr;
 /// Locks whose address is kept. The deepest nesting of the lock order (spec 2.2) is far below.
 const RECORDED: usize = 16;
 
-/// The locks one CPU holds, in the order it took them; on lines no other CPU writes.
+/// The locks one CPU or thread holds, in the order it took them; on lines no other CPU writes.
 #[repr(align(64))]
 pub struct HeldLocks {
     count: AtomicUsize,

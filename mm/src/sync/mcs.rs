@@ -151,14 +151,15 @@ fn take_as_first<M: Machine>(word: &AtomicU32, wait: &Wait<'_, M>, me: u32) {
     let alone = word.compare_exchange(me << LAST_SHIFT, LOCKED, Ordering::Relaxed, Ordering::Relaxed);
     if alone.is_err() {
         word.fetch_or(LOCKED, Ordering::Relaxed);
-        let kicked = pass_on(*wait.machine, address(word));
+        let kicked = pass_on(wait, address(word));
         count_kick(*wait.machine, wait.class, kicked);
     }
 }
 
 /// Tells the next in the queue of the lock at address `lock` that it is the first now. Returns whether it had to be woken
 /// for that.
-fn pass_on<M: Machine>(machine: M, lock: usize) -> bool {
+fn pass_on<M: Machine>(wait: &Wait<'_, M>, lock: usize) -> bool {
+    let machine = *wait.machine;
     let node = &machine.local().queue;
     let next = loop {
         // Acquire pairs with the Release in `wait`. The other one links itself right after it became the last.
@@ -166,8 +167,34 @@ fn pass_on<M: Machine>(machine: M, lock: usize) -> bool {
             break next;
         }
         machine.pause();
+        wait.assert_not_stuck();
     };
     // Release: this CPU is done with its node, and has left FIRST before the next one shows it.
     machine.cpus().of(next).queue.first.store(1, Ordering::Release);
     kick_ticket(machine, lock, link(next))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{LAST_SHIFT, address, link, take_as_first};
+    use crate::cpu::CpuId;
+    use crate::machine::sim::{SimConfig, SimMachine};
+    use crate::pgtable::FourLevel;
+    use crate::sync::LockClass::Pte;
+    use crate::sync::atomic::AtomicU32;
+    use crate::sync::parking::Wait;
+
+    /// CPU 0 waits, first of the queue; CPU 1 makes itself the last and goes no further; the owner unlocks; CPU 0 takes the
+    /// lock and waits for CPU 1 to link itself. By the machine's clock that takes a minute.
+    #[test]
+    #[should_panic(expected = "stuck: the lock of a PTE table")]
+    fn a_successor_that_never_links_itself_is_reported() {
+        let sim = SimMachine::<FourLevel>::new(SimConfig { clock_rate: 1000, ..SimConfig::calm(16, 2, 1) });
+        let machine = sim.handle();
+        machine.run_cpu(CpuId(0), || {
+            let word = AtomicU32::new(link(CpuId(1)) << LAST_SHIFT);
+            let wait = Wait::begin(&machine, address(&word), Pte);
+            take_as_first(&word, &wait, link(CpuId(0)));
+        });
+    }
 }

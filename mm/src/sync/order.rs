@@ -7,6 +7,7 @@
 //! - Of two locks of one class the one with the lower address is taken first, or the second is declared as
 //!   [`Nesting::SingleDepth`], of which there is one at a time (I23). No leaf is waited for under a leaf.
 //! - Nobody sleeps, changes threads or waits for a grace period under a lock (I25).
+//! - No thread takes an `mmap_lock` it has, for reading or for writing. It may take another's: `fork` does.
 //!
 //! A report names both locks, their classes, where they were taken, the CPU and the rule, and ends the run.
 
@@ -49,6 +50,44 @@ pub fn assert_may_wait<M: Machine>(machine: M, what: &str) {
         broken(format_args!(
             "cpu {cpu} waits for {what} at {place} while it holds {held}: nothing sleeps under a lock (I25)"
         ));
+    }
+}
+
+/// Fails if the running thread has the `mmap_lock` at address `lock`, which it is about to take.
+#[track_caller]
+pub(super) fn check_mmap_lock<M: Machine>(machine: M, lock: usize) {
+    if !CHECK_LOCK_ORDER {
+        return;
+    }
+    let (cpu, place) = (machine.cpu().0, Location::caller());
+    machine.with_mmap_locks(&mut |held| {
+        if let Some(Held { place: Some(first), .. }) = held.iter().find(|held| held.lock == lock) {
+            broken(format_args!(
+                "cpu {cpu} takes mmap_lock {lock:#x} at {place} a second time: its thread has it, taken at {first}, and \
+                 would wait for itself, or for a writer that waits for it"
+            ));
+        }
+    });
+}
+
+/// The running thread has taken the `mmap_lock` at address `lock`.
+#[track_caller]
+pub(super) fn note_mmap_lock<M: Machine>(machine: M, lock: usize) {
+    if CHECK_LOCK_ORDER {
+        let place = Location::caller();
+        machine.with_mmap_locks(&mut |held| {
+            held.push(lock, LockClass::Other);
+            held.note_place(place);
+        });
+    }
+}
+
+/// The running thread gives up the `mmap_lock` at address `lock`.
+pub(super) fn forget_mmap_lock<M: Machine>(machine: M, lock: usize) {
+    if CHECK_LOCK_ORDER {
+        machine.with_mmap_locks(&mut |held| {
+            held.remove(lock);
+        });
     }
 }
 

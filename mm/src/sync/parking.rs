@@ -139,10 +139,15 @@ impl<'m, M: Machine> Wait<'m, M> {
                 self.machine.pause();
             }
         }
+        self.assert_not_stuck();
+        false
+    }
+
+    /// Ends the run if this wait has gone on for too long.
+    pub(super) fn assert_not_stuck(&self) {
         if self.machine.now().saturating_sub(self.since) > STUCK_AFTER {
             self.machine.stuck(self.class.description());
         }
-        false
     }
 
     /// Polls and halts until `mine`, which an unlocker makes true before it looks for this CPU by [`kick_ticket`].

@@ -48,7 +48,7 @@ impl MmapLock {
     /// Takes the lock for reading. Not twice by one thread: a writer that waits in between would stop both.
     #[track_caller]
     pub fn read<M: Machine>(&self, machine: M) -> MmapReadGuard<'_, M> {
-        assert_may_sleep(machine);
+        self.assert_may_take(machine);
         let mut word = self.0.load(Ordering::Relaxed);
         let waited_since = loop {
             let free = word & (WRITER | WAITING_WRITERS) == 0;
@@ -63,14 +63,14 @@ impl MmapLock {
         if let Some(phase) = waited_since {
             self.sleep_while(machine, |word| word & PHASE == phase);
         }
-        count(machine);
+        self.note_taken(machine);
         MmapReadGuard { lock: self, machine, not_send: PhantomData }
     }
 
-    /// Takes the lock for writing.
+    /// Takes the lock for writing. Not if the thread has it already.
     #[track_caller]
     pub fn write<M: Machine>(&self, machine: M) -> MmapWriteGuard<'_, M> {
-        assert_may_sleep(machine);
+        self.assert_may_take(machine);
         // Relaxed: taking the lock, below, is what acquires.
         let mut word = self.0.fetch_add(WAITING_WRITER, Ordering::Relaxed) + WAITING_WRITER;
         loop {
@@ -81,7 +81,7 @@ impl MmapLock {
             // Acquire pairs with the Release of the last writer and of all readers since.
             match self.0.compare_exchange_weak(word, taken, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => {
-                    count(machine);
+                    self.note_taken(machine);
                     return MmapWriteGuard { lock: self, machine, not_send: PhantomData };
                 }
                 Err(now) => word = now,
@@ -106,8 +106,23 @@ impl MmapLock {
         }
     }
 
+    #[track_caller]
+    fn assert_may_take<M: Machine>(&self, machine: M) {
+        order::assert_may_wait(machine, "mmap_lock");
+        debug_assert!(!rcu::in_read_section(machine), "mmap_lock is taken in a read section (I25)");
+        order::check_mmap_lock(machine, self.key());
+    }
+
+    #[track_caller]
+    fn note_taken<M: Machine>(&self, machine: M) {
+        order::note_mmap_lock(machine, self.key());
+        // On the CPU the thread has it on: perhaps another than it began to wait on.
+        machine.local().stats.bump(Counter::MmapLockTaken);
+    }
+
     fn unlock_read<M: Machine>(&self, machine: M) {
         let key = self.key();
+        order::forget_mmap_lock(machine, key);
         // Release: the next writer comes after what this reader did.
         let before = self.0.fetch_sub(READER, Ordering::Release);
         if before & READERS == READER && before & WAITING_WRITERS != 0 {
@@ -117,6 +132,7 @@ impl MmapLock {
 
     fn unlock_write<M: Machine>(&self, machine: M) {
         let key = self.key();
+        order::forget_mmap_lock(machine, key);
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
             let readers = word >> COUNT_BITS & COUNT;
@@ -142,17 +158,6 @@ impl Default for MmapLock {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// On the CPU the thread has it on: perhaps another than it began to wait on.
-fn count<M: Machine>(machine: M) {
-    machine.local().stats.bump(Counter::MmapLockTaken);
-}
-
-#[track_caller]
-fn assert_may_sleep<M: Machine>(machine: M) {
-    order::assert_may_wait(machine, "mmap_lock");
-    debug_assert!(!rcu::in_read_section(machine), "mmap_lock is taken in a read section (I25)");
 }
 
 /// The lock held for reading.
@@ -196,6 +201,7 @@ mod tests {
     use crate::machine::Machine;
     use crate::sync::atomic::{AtomicUsize, Ordering};
     use crate::sync::testing::{TestMachine, machine};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     /// Waits until the word of `lock` is as `wanted` says.
     fn await_word(lock: &MmapLock, machine: TestMachine, wanted: impl Fn(u64) -> bool) {
@@ -210,6 +216,46 @@ mod tests {
 
     fn is_held(word: u64) -> bool {
         word & (super::WRITER | READERS) != 0
+    }
+
+    /// By one thread, in each of the ways that would stop it; what was held is free again afterwards. The report has both
+    /// places.
+    #[test]
+    fn taking_the_lock_twice_is_reported() {
+        let sim = machine(1, 0, 1);
+        let machine = sim.handle();
+        let ways: [fn(&MmapLock, TestMachine); 4] = [
+            |lock, machine| drop((lock.read(machine), lock.read(machine))),
+            |lock, machine| drop((lock.read(machine), lock.write(machine))),
+            |lock, machine| drop((lock.write(machine), lock.read(machine))),
+            |lock, machine| drop((lock.write(machine), lock.write(machine))),
+        ];
+        for (way, take_twice) in ways.iter().enumerate() {
+            let lock = MmapLock::new();
+            let result = machine.run_cpu(CpuId(0), || catch_unwind(AssertUnwindSafe(|| take_twice(&lock, machine))));
+            let report = *result.expect_err("nothing was noticed").downcast::<String>().expect("a report");
+            let name = format!("cpu 0 takes mmap_lock {:#x} at ", lock.key());
+            assert!(report.contains(&name) && report.contains(" a second time"), "{way}: {report}");
+            assert_eq!(report.matches("sync/rwlock.rs:").count(), 2, "both places: {report}");
+            machine.run_cpu(CpuId(0), || drop(lock.write(machine)));
+        }
+    }
+
+    /// As `fork` does, parent and child.
+    #[test]
+    fn locks_of_two_address_spaces_nest() {
+        let sim = machine(1, 0, 1);
+        let machine = sim.handle();
+        let (parent, child) = (MmapLock::new(), MmapLock::new());
+        machine.run_cpu(CpuId(0), || {
+            let outer = parent.write(machine);
+            drop(child.write(machine));
+            let inner = child.write(machine);
+            drop(outer);
+            drop(parent.read(machine));
+            drop(inner);
+            assert_eq!(machine.local().mmap_locks.count(), 0);
+        });
     }
 
     #[test]

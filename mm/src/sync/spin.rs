@@ -25,7 +25,13 @@ impl<T, L: RawLock> SpinLock<T, L> {
     /// Takes the lock. With interrupts on (I24), and by the order of [`super::order`].
     #[track_caller]
     pub fn lock<M: Machine>(&self, machine: M, class: LockClass) -> SpinGuard<'_, T, L, M> {
-        order::take(machine, &self.lock, class, Nesting::Plain);
+        self.lock_nested(machine, class, Nesting::Plain)
+    }
+
+    /// As [`lock`](Self::lock), under another lock of the class for the reason given.
+    #[track_caller]
+    pub fn lock_nested<M: Machine>(&self, machine: M, class: LockClass, nesting: Nesting) -> SpinGuard<'_, T, L, M> {
+        order::take(machine, &self.lock, class, nesting);
         SpinGuard { lock: self, machine, not_send: PhantomData }
     }
 

@@ -49,7 +49,7 @@ pub fn all() -> impl Iterator<Item = &'static GuestTest> {
     TESTS.iter().chain(&locks::TESTS)
 }
 
-const TESTS: [GuestTest; 17] = [
+const TESTS: [GuestTest; 18] = [
     GuestTest {
         name: "verdict::a_panic_is_reported_with_a_backtrace",
         about: "a kernel that panics: exit 37, symbolised backtrace",
@@ -115,6 +115,17 @@ const TESTS: [GuestTest; 17] = [
                 let hang = run.ended.transcript.hang.as_ref();
                 let names_lock = hang.is_some_and(|hang| hang.figures.contains_key("lock"));
                 run.verdict == Verdict::Hung(Noticed::Kernel) && names_lock
+            })
+        },
+    },
+    GuestTest {
+        name: "verdict::a_wait_for_a_lock_has_an_end",
+        about: "a lock of the kernel's own is waited for beyond the limit: a panic that names it",
+        run: |stage| {
+            stage.misbehave("impatient", |run| {
+                let mut errors = run.ended.transcript.errors.iter();
+                run.verdict == Verdict::Panicked
+                    && errors.any(|error| error.contains("waited for lock that is never released 0x"))
             })
         },
     },

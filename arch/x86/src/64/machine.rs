@@ -14,6 +14,7 @@ use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::machine::{LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
 use mm::pgtable::{Entry, HugeSize, Level, PagingMode};
 use mm::sync::BuildLock;
+use mm::sync::held::HeldLocks;
 use mm::tlb::MAX_ASIDS;
 use spin::Once;
 
@@ -33,6 +34,7 @@ pub struct Kernel {
     pub online: fn() -> CpuSet,
     pub block_while: fn(usize, &mut dyn FnMut() -> bool),
     pub wake: fn(usize),
+    pub with_mmap_locks: fn(&mut dyn FnMut(&HeldLocks)),
     pub need_resched: fn() -> bool,
     pub cond_resched: fn(),
     pub stuck: fn(&'static str) -> !,
@@ -138,6 +140,10 @@ unsafe impl Machine for X86 {
 
     fn wake(self, key: usize) {
         (kernel().wake)(key);
+    }
+
+    fn with_mmap_locks(self, look: &mut dyn FnMut(&HeldLocks)) {
+        (kernel().with_mmap_locks)(look);
     }
 
     fn need_resched(self) -> bool {

@@ -27,6 +27,8 @@ pub struct SimConfig {
     pub waiting_rule: WaitingRule,
     /// How long one [`run`](super::Sim::run) or [`run_cpu`](super::Sim::run_cpu) may take.
     pub time_limit: Duration,
+    /// How many times as fast as the host's its clock is: for tests that wait for a limit of `mm`'s.
+    pub clock_rate: u64,
     /// Whether the first violation stops the machine, or all are collected.
     pub stop_at_violation: bool,
 }
@@ -50,6 +52,7 @@ impl SimConfig {
             gigabyte_pages: true,
             waiting_rule: WaitingRule { rounds: 8, polls: 16, polls_per_pause: 4 },
             time_limit: Duration::from_secs(60),
+            clock_rate: 1,
             stop_at_violation: true,
         }
     }

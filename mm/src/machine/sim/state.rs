@@ -31,7 +31,7 @@ pub(super) struct State<Mode: PagingMode> {
     pub(super) memory: PhysicalMemory<Mode::Slot>,
     pub(super) memmap: MemMap<BuildLock>,
     epoch: Instant,
-    /// Nanoseconds of the machine's clock; 0 while nothing runs.
+    /// Nanoseconds since the epoch by the host's clock; 0 while nothing runs.
     deadline: AtomicU64,
     failed: AtomicBool,
     /// Why, until someone has told it.
@@ -63,7 +63,13 @@ impl<Mode: PagingMode> State<Mode> {
         }
     }
 
+    /// By the machine's clock.
     pub(super) fn now(&self) -> u64 {
+        self.elapsed() * self.config.clock_rate
+    }
+
+    /// Nanoseconds since the epoch, by the host's clock.
+    fn elapsed(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
     }
 
@@ -71,7 +77,7 @@ impl<Mode: PagingMode> State<Mode> {
 
     /// Starts the clock of a run, if it is not running for an outer one, until the returned value is dropped.
     pub(super) fn limit_time(&'static self) -> TimeLimit {
-        let deadline = self.now() + self.config.time_limit.as_nanos() as u64;
+        let deadline = self.elapsed() + self.config.time_limit.as_nanos() as u64;
         let was_set = self.deadline.compare_exchange(0, deadline, Ordering::Relaxed, Ordering::Relaxed).is_err();
         TimeLimit { deadline: (!was_set).then_some(&self.deadline) }
     }
@@ -82,7 +88,7 @@ impl<Mode: PagingMode> State<Mode> {
             return false;
         }
         let deadline = self.deadline.load(Ordering::Relaxed);
-        if deadline == 0 || self.now() <= deadline {
+        if deadline == 0 || self.elapsed() <= deadline {
             return true;
         }
         self.fail_with(|| format!("simulated machine: time limit passed\n{}", self.describe()));

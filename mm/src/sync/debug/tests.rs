@@ -8,7 +8,7 @@ use crate::sync::RawLock;
 use crate::sync::order::address;
 use crate::sync::testing::{TestMachine, machine};
 use crate::sync::ticket::TicketLock;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 type Lock = DebugLock<TicketLock>;
@@ -133,6 +133,39 @@ fn a_stale_user_of_a_destroyed_lock_is_reported() {
     unsafe { ManuallyDrop::drop(&mut lock) };
     let report = machine.run_cpu(CpuId(0), || report(|| lock.lock(machine, Pte)));
     assert_report(&report, &lock, &["cpu 0 takes", "after it was destroyed (bad magic, R5)"], 1);
+}
+
+/// Memory in which no lock was ever made: it is taken, given up and destroyed.
+#[test]
+fn what_is_no_lock_is_reported() {
+    let sim = machine(1, 0, 1);
+    let machine = sim.handle();
+    // SAFETY: numbers and a pointer, for all of which zero is a value.
+    let mut lock = ManuallyDrop::new(unsafe { MaybeUninit::<Lock>::zeroed().assume_init() });
+    machine.run_cpu(CpuId(0), || {
+        let attempts = [
+            ("cpu 0 takes", report(|| lock.lock(machine, Pte))),
+            ("cpu 0 takes", report(|| assert!(!lock.try_lock(machine, Pte)))),
+            ("cpu 0 unlocks", report(|| unlock(&lock, machine))),
+        ];
+        for (what, report) in attempts {
+            assert_report(&report, &lock, &[what, "but there is no lock (bad magic)"], 1);
+        }
+        // SAFETY: dropped once; its memory is this frame's and stays.
+        let report = report(|| unsafe { ManuallyDrop::drop(&mut lock) });
+        assert_report(&report, &lock, &["is destroyed but there is no lock (bad magic)"], 0);
+    });
+}
+
+/// I4: its table's destructor runs twice.
+#[test]
+fn destroying_a_lock_twice_is_reported() {
+    let mut lock = ManuallyDrop::new(Lock::new());
+    // SAFETY: the memory is this frame's and stays, and a lock has nothing that could be freed twice.
+    let mut destroy = || unsafe { ManuallyDrop::drop(&mut lock) };
+    destroy();
+    let report = report(destroy);
+    assert_report(&report, &lock, &["is destroyed twice (bad magic, I4)"], 0);
 }
 
 /// The numbers a report ends with are right.

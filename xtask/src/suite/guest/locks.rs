@@ -3,7 +3,7 @@
 use super::GuestTest;
 
 /// One for each check of `mm`'s debug locks and of its lock-order checker.
-pub const TESTS: [GuestTest; 13] = [
+pub const TESTS: [GuestTest; 18] = [
     GuestTest {
         name: "verdict::taking_a_lock_twice_is_reported",
         about: "one CPU takes a lock twice: both places and the owner",
@@ -114,6 +114,36 @@ pub const TESTS: [GuestTest; 13] = [
         },
     },
     GuestTest {
+        name: "verdict::three_locks_of_a_class_are_reported",
+        about: "three PMD locks, two of them declared as SINGLE_DEPTH_NESTING (I23)",
+        run: |stage| {
+            stage.misuse(
+                "lock-depth",
+                &[
+                    "waits for the lock of a PMD table (pmd 0x",
+                    "under the lock of a PMD table (pmd 0x",
+                    "taken at kernel/src/misbehave/locks.rs:",
+                    "SINGLE_DEPTH_NESTING allows one lock of a class under one other (I23)",
+                ],
+            )
+        },
+    },
+    GuestTest {
+        name: "verdict::a_leaf_under_a_leaf_is_reported",
+        about: "a zone lock is waited for under a slab lock (spec 2.2)",
+        run: |stage| {
+            stage.misuse(
+                "lock-leaf",
+                &[
+                    "waits for the lock of the free lists (zone 0x",
+                    "under the lock of a slab cache (slab 0x",
+                    "taken at kernel/src/misbehave/locks.rs:",
+                    "no leaf is waited for under a leaf (spec 2.2)",
+                ],
+            )
+        },
+    },
+    GuestTest {
         name: "verdict::mmap_lock_under_a_page_table_lock_is_reported",
         about: "mmap_lock is taken under a PTE lock (I25)",
         run: |stage| {
@@ -165,6 +195,39 @@ pub const TESTS: [GuestTest; 13] = [
                     "waits for block_while at kernel/src/misbehave/locks.rs:",
                     "holds the lock of a PTE table (pte 0x",
                     "(I25)",
+                ],
+            )
+        },
+    },
+    GuestTest {
+        name: "verdict::what_is_no_lock_is_reported",
+        about: "memory in which no lock was made is taken for one",
+        run: |stage| {
+            stage.misuse(
+                "lock-none",
+                &[
+                    "takes the lock of a PTE table (pte 0x",
+                    "at kernel/src/misbehave/locks.rs:",
+                    "but there is no lock (bad magic)",
+                ],
+            )
+        },
+    },
+    GuestTest {
+        name: "verdict::destroying_a_lock_twice_is_reported",
+        about: "a lock is destroyed twice (I4)",
+        run: |stage| stage.misuse("lock-freed-twice", &["lock 0x", "is destroyed twice (bad magic, I4)"]),
+    },
+    GuestTest {
+        name: "verdict::taking_mmap_lock_twice_is_reported",
+        about: "one thread takes mmap_lock twice, and sleeps in between: both places",
+        run: |stage| {
+            stage.misuse(
+                "lock-mmap-twice",
+                &[
+                    "takes mmap_lock 0x",
+                    " at kernel/src/misbehave/locks.rs:",
+                    " a second time: its thread has it, taken at kernel/src/misbehave/locks.rs:",
                 ],
             )
         },
