@@ -18,7 +18,7 @@ fn panic(info: &PanicInfo) -> ! {
 
 /// Ends the run because of a trap in the kernel that cannot be served.
 pub fn fatal_trap(frame: &TrapFrame, reason: fmt::Arguments) -> ! {
-    end(format_args!("{reason}, at {:#x}", frame.rip), "trap", &Snapshot::of_frame(frame))
+    end(format_args!("{reason}, at {:#x}", frame.instruction()), "trap", &Snapshot::of_frame(frame))
 }
 
 /// Ends the run because of a double fault; `address` is that of the last page fault.

@@ -238,12 +238,8 @@ impl fmt::Display for LockUse {
 fn print(cpu: CpuId, snapshot: &Snapshot, reason: &str) {
     let number = cpu.0;
     log::error!("cpu {number}, thread {}:", snapshot.thread);
-    if let Some(f) = &snapshot.frame {
-        log::error!("  rip {:016x}  rsp {:016x}  rbp {:016x}  rflags {:08x}", f.rip, f.rsp, f.rbp, f.rflags);
-        log::error!("  rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}", f.rax, f.rbx, f.rcx, f.rdx);
-        log::error!("  rsi {:016x}  rdi {:016x}  r8  {:016x}  r9  {:016x}", f.rsi, f.rdi, f.r8, f.r9);
-        log::error!("  r10 {:016x}  r11 {:016x}  r12 {:016x}  r13 {:016x}", f.r10, f.r11, f.r12, f.r13);
-        log::error!("  r14 {:016x}  r15 {:016x}  cs {:04x}  ss {:04x}", f.r14, f.r15, f.cs, f.ss);
+    if let Some(frame) = &snapshot.frame {
+        frame.registers(&mut |line| log::error!("  {line}"));
     }
     let mut addresses = snapshot.trace.addresses().iter().map(|address| *address as u64);
     let rip = addresses.next().unwrap_or(0);

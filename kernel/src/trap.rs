@@ -57,7 +57,7 @@ pub fn set_user_fault_handler(handler: UserFaultHandler) {
 
 /// Where every trap arrives, with interrupts off.
 pub fn handle(frame: &mut TrapFrame) {
-    match frame.vector {
+    match frame.vector() {
         exception::PAGE_FAULT => {
             // First of all: any further fault on this CPU overwrites the register.
             let address = control::fault_address();
@@ -66,7 +66,7 @@ pub fn handle(frame: &mut TrapFrame) {
         exception::NON_MASKABLE => panic::on_non_maskable(frame),
         exception::DOUBLE_FAULT => panic::double_fault(frame, control::fault_address()),
         vector if vector < exception::COUNT => {
-            let reason = format_args!("{}, error code {:#x}", exception::name(vector), frame.error_code);
+            let reason = format_args!("{}, error code {:#x}", exception::name(vector), frame.error_code());
             panic::fatal_trap(frame, reason)
         }
         vector => interrupt::handle(vector),
@@ -74,7 +74,7 @@ pub fn handle(frame: &mut TrapFrame) {
 }
 
 fn page_fault(frame: &mut TrapFrame, address: usize) {
-    let code = FaultCode::from_bits_retain(frame.error_code);
+    let code = FaultCode::from_bits_retain(frame.error_code());
     if code.contains(FaultCode::RESERVED) {
         fatal_page_fault(frame, address, code, ", reserved bit in an entry");
     }
@@ -87,7 +87,7 @@ fn page_fault(frame: &mut TrapFrame, address: usize) {
         }
     }
     match user_access::continuation(frame) {
-        Some(continuation) => frame.rip = continuation,
+        Some(continuation) => frame.set_instruction(continuation),
         None => fatal_page_fault(frame, address, code, ""),
     }
 }

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use bitflags::bitflags;
-use raw_cpuid::CpuId;
+use raw_cpuid::{CpuId, CpuIdReader, CpuIdResult};
 
 use crate::{control, msr};
 
@@ -112,8 +112,33 @@ pub unsafe fn enable() -> Result<(), MissingFeatures> {
     Ok(())
 }
 
+/// The instruction. The crate offers it by itself only for targets whose CPUs all have it; every CPU with
+/// [`CR4_PHYSICAL_ADDRESS_EXTENSION`](control::CR4_PHYSICAL_ADDRESS_EXTENSION) has.
+#[derive(Clone, Copy)]
+pub(crate) struct Instruction;
+
+impl CpuIdReader for Instruction {
+    fn cpuid2(&self, leaf: u32, subleaf: u32) -> CpuIdResult {
+        #[cfg(target_arch = "x86")]
+        use core::arch::x86::__cpuid_count;
+        #[cfg(target_arch = "x86_64")]
+        use core::arch::x86_64::__cpuid_count;
+        let result = __cpuid_count(leaf, subleaf);
+        CpuIdResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
+    }
+}
+
+/// What the running CPU says of itself.
+pub(crate) fn cpuid() -> CpuId<Instruction> {
+    CpuId::with_cpuid_reader(Instruction)
+}
+
+/// Features of a 64-bit CPU that a 32-bit kernel cannot use, or has no use for.
+const LONG_MODE_ONLY: Features =
+    Features::PCID.union(Features::INVPCID).union(Features::FSGSBASE).union(Features::GIGABYTE_PAGES);
+
 fn read_cpuid() -> Features {
-    let cpuid = CpuId::new();
+    let cpuid = cpuid();
     let basic = cpuid.get_feature_info();
     let structured = cpuid.get_extended_feature_info();
     let extended = cpuid.get_extended_processor_and_feature_identifiers();
@@ -139,5 +164,5 @@ fn read_cpuid() -> Features {
     if let Some(leaf) = power {
         features.set(Features::INVARIANT_TSC, leaf.has_invariant_tsc());
     }
-    features
+    if cfg!(target_arch = "x86") { features - LONG_MODE_ONLY } else { features }
 }

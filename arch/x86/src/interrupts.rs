@@ -2,9 +2,11 @@
 
 use core::arch::asm;
 
-/// `RFLAGS`: maskable interrupts are delivered.
+use crate::bits::entry;
+
+/// `EFLAGS`: maskable interrupts are delivered.
 pub const FLAG_INTERRUPT: usize = 1 << 9;
-/// `RFLAGS`: under SMAP, the supervisor may access user pages.
+/// `EFLAGS`: under SMAP, the supervisor may access user pages.
 pub const FLAG_ALIGNMENT_CHECK: usize = 1 << 18;
 
 /// Whether this CPU takes maskable interrupts.
@@ -16,10 +18,7 @@ pub fn enabled() -> bool {
 /// The flags register.
 #[must_use]
 pub fn flags() -> usize {
-    let flags: usize;
-    // SAFETY: pushes and pops one word below the stack pointer; `nostack` is not claimed.
-    unsafe { asm!("pushf", "pop {}", out(reg) flags, options(nomem, preserves_flags)) }
-    flags
+    entry::flags()
 }
 
 /// Masks interrupts on this CPU.

@@ -1,11 +1,15 @@
 //! Where things lie in the kernel half of the address space.
 //!
-//! The numbers are the mode's (`64/layout.rs`); what follows from them is the same for both. Rule: every window has
+//! The numbers are the mode's (`64/layout.rs`, `32/layout.rs`); what follows from them is the same for both. Rule: every window has
 //! its top-level entries from boot on, so a new address space copies them once and never again.
 
 use mm::address::Pfn;
+use mm::config::PAGE_SHIFT;
 
-pub use crate::bits::layout::{DEVICES, DIRECT_MAP, IMAGE, KERNEL_HALF, LEVELS, Mode, STACKS};
+pub use crate::bits::layout::{
+    BARE_TOP, DEVICES, DIRECT_MAP, IMAGE, KERNEL_HALF, LEVELS, Mode, SHARED, STACKS, STORM, TEST_BASE, WINDOWS,
+    levels_in_use,
+};
 
 /// A stretch of virtual addresses with one purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +28,10 @@ impl Window {
     }
 }
 
-/// The address at which the kernel sees the first byte of a frame of RAM.
+/// First frame beyond the direct map.
+pub const DIRECT_END: Pfn = Pfn(DIRECT_MAP.bytes as u64 >> PAGE_SHIFT);
+
+/// The address at which the kernel sees the first byte of a frame of RAM below [`DIRECT_END`].
 #[must_use]
 pub const fn direct(frame: Pfn) -> usize {
     DIRECT_MAP.start + frame.address() as usize

@@ -3,16 +3,14 @@
 
 use core::arch::asm;
 
+use crate::bits::paging::{CR3_ROOT, reloading};
 use crate::cpu::{self, Features};
 use crate::{control, interrupts};
-
-/// Bits of `CR3` that name the root table's frame.
-const CR3_FRAME: usize = !0xfff & (usize::MAX >> 12);
 
 /// Physical address of the root table in use.
 #[must_use]
 pub fn root() -> usize {
-    control::cr3() & CR3_FRAME
+    control::cr3() & CR3_ROOT
 }
 
 /// Process-context identifier, and whether what is cached under it stays: the rest of `CR3`. All translations have context
@@ -42,9 +40,9 @@ impl Context {
 /// they are now, and that stays in place as long as it is loaded anywhere. A context other than [`Context::KERNEL`] needs
 /// process-context identifiers to be enabled.
 pub unsafe fn load_root(root: usize, context: Context) {
-    debug_assert_eq!(root & !CR3_FRAME, 0);
+    debug_assert_eq!(root & !CR3_ROOT, 0);
     // SAFETY: the caller vouches for the tables.
-    unsafe { control::write_cr3(root | context.0) }
+    reloading(root, || unsafe { control::write_cr3(root | context.0) });
 }
 
 /// Drops the translation of the page that holds `address`, global or not, whatever its size, and all cached
@@ -58,7 +56,7 @@ pub fn flush_page(address: usize) {
 /// Drops every translation of the current context that is not global.
 pub fn flush_local() {
     // SAFETY: the root does not change.
-    unsafe { control::write_cr3(control::cr3()) }
+    reloading(root(), || unsafe { control::write_cr3(control::cr3()) });
 }
 
 /// Drops every translation, global ones too.
@@ -75,10 +73,10 @@ pub fn flush_all() {
             return;
         }
         // SAFETY: the bit decides only what stays cached, and is put back at once.
-        unsafe {
+        reloading(root(), || unsafe {
             control::write_cr4(cr4 & !control::CR4_PAGE_GLOBAL_ENABLE);
             control::write_cr4(cr4);
-        }
+        });
     });
 }
 

@@ -6,11 +6,10 @@
 //! by the count of executed instructions, and the clock repeats from run to run.
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use raw_cpuid::CpuId;
+use spin::Once;
 
-use crate::{apic, interrupts, io_port};
+use crate::{apic, cpu, interrupts, io_port};
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -30,11 +29,24 @@ const WINDOWS: u32 = 8;
 /// How many readings are taken to find one that nothing interrupted.
 const READINGS: u32 = 16;
 
-/// Counter value that is time zero, nanoseconds per counter tick as a 32.32 fixed-point number, and APIC timer ticks
-/// per second. Written on the boot CPU before others start, read relaxed.
-static COUNTER_START: AtomicU64 = AtomicU64::new(0);
-static NANOS_PER_TICK: AtomicU64 = AtomicU64::new(0);
-static APIC_TIMER_HZ: AtomicU64 = AtomicU64::new(0);
+/// The clock, set on the boot CPU before others start.
+static CLOCK: Once<Clock> = Once::new();
+
+/// APIC timer ticks per second, set likewise.
+static APIC_TIMER_HZ: Once<u64> = Once::new();
+
+struct Clock {
+    /// Counter value that is time zero.
+    start: u64,
+    /// Nanoseconds per counter tick as a 32.32 fixed-point number.
+    nanos_per_tick: u64,
+}
+
+impl Clock {
+    fn nanos(&self, ticks: u64) -> u64 {
+        ((u128::from(ticks) * u128::from(self.nanos_per_tick)) >> 32) as u64
+    }
+}
 
 /// Why a clock's rate could not be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +71,7 @@ pub fn counter() -> u64 {
 /// Nanoseconds since [`calibrate`]; 0 before. The same on every CPU, and never running backwards.
 #[must_use]
 pub fn now_nanos() -> u64 {
-    let scale = NANOS_PER_TICK.load(Ordering::Relaxed);
-    let ticks = counter().wrapping_sub(COUNTER_START.load(Ordering::Relaxed));
-    ((u128::from(ticks) * u128::from(scale)) >> 32) as u64
+    CLOCK.get().map_or(0, |clock| clock.nanos(counter().wrapping_sub(clock.start)))
 }
 
 /// Microseconds since [`calibrate`]; 0 before.
@@ -73,7 +83,8 @@ pub fn now_micros() -> u64 {
 /// APIC timer ticks in `nanos` nanoseconds.
 #[must_use]
 pub fn apic_timer_ticks(nanos: u64) -> u32 {
-    let ticks = u128::from(APIC_TIMER_HZ.load(Ordering::Relaxed)) * u128::from(nanos) / u128::from(NANOS_PER_SECOND);
+    let ticks =
+        u128::from(APIC_TIMER_HZ.get().copied().unwrap_or(0)) * u128::from(nanos) / u128::from(NANOS_PER_SECOND);
     u32::try_from(ticks).unwrap_or(u32::MAX).max(1)
 }
 
@@ -97,8 +108,7 @@ pub fn calibrate() -> Result<(), CalibrationError> {
     if hertz == 0 {
         return Err(CalibrationError::DoesNotCount);
     }
-    COUNTER_START.store(counter(), Ordering::Relaxed);
-    NANOS_PER_TICK.store((NANOS_PER_SECOND << 32) / hertz, Ordering::Relaxed);
+    CLOCK.call_once(|| Clock { start: counter(), nanos_per_tick: (NANOS_PER_SECOND << 32) / hertz });
     Ok(())
 }
 
@@ -115,23 +125,19 @@ pub fn calibrate_apic_timer() -> Result<(), CalibrationError> {
         spin_for(WINDOW_NANOS);
         let end = tightest_reading(apic::timer_count);
         apic::stop_timer();
-        let elapsed = scaled(end.counter - start.counter);
+        let elapsed = CLOCK.get().map_or(0, |clock| clock.nanos(end.counter - start.counter));
         u64::from(start.value - end.value) * NANOS_PER_SECOND / elapsed.max(1)
     });
     if hertz == 0 {
         return Err(CalibrationError::DoesNotCount);
     }
-    APIC_TIMER_HZ.store(hertz, Ordering::Relaxed);
+    APIC_TIMER_HZ.call_once(|| hertz);
     Ok(())
-}
-
-fn scaled(ticks: u64) -> u64 {
-    ((u128::from(ticks) * u128::from(NANOS_PER_TICK.load(Ordering::Relaxed))) >> 32) as u64
 }
 
 /// The counter's rate as leaf 0x15 of CPUID names it, on the CPUs that do.
 fn named_counter_hertz() -> Option<u64> {
-    CpuId::new().get_tsc_info()?.tsc_frequency().filter(|hertz| *hertz != 0)
+    cpu::cpuid().get_tsc_info()?.tsc_frequency().filter(|hertz| *hertz != 0)
 }
 
 /// A value of some other clock and the counter's value at that moment.

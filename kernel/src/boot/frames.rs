@@ -1,11 +1,12 @@
 //! Frames until `mm` takes over: handed out one by one from the bottom, in blocks from the top.
 //!
 //! Rule: nothing comes from the first MiB, except for what must lie there (the start of application processors), and
-//! nothing from beyond what the loader's tables map while they are in use.
+//! nothing from beyond what the loader's tables map while they are in use, and the direct map afterwards.
 
 use core::ops::Range;
 
 use arch_x86::kernel_map::FrameSource;
+use arch_x86::layout;
 use mm::address::Pfn;
 use spin::Mutex;
 
@@ -32,9 +33,9 @@ impl BootFrames {
         Self { memory, next: LOW_END, reach }
     }
 
-    /// Everything is mapped now.
+    /// All of the direct map is mapped now.
     pub fn lift_reach(&mut self) {
-        self.reach = Pfn(u64::MAX);
+        self.reach = layout::DIRECT_END;
     }
 
     /// The memory these frames come from.
@@ -79,7 +80,7 @@ impl BootFrames {
 }
 
 // SAFETY: usable memory is RAM that the firmware and the loader have given up; `next` passes each frame once, and
-// blocks are claimed. `reach` ends what the loader maps, and after that the kernel's tree has all RAM in its direct map.
+// blocks are claimed. `reach` ends what the loader maps, and after that what the direct map shows.
 unsafe impl FrameSource for BootFrames {
     fn take(&mut self) -> Option<Pfn> {
         let region = self.memory.regions().iter().find(|region| is_usable(region) && end(region) > self.next)?;

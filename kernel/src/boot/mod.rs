@@ -8,6 +8,7 @@ pub mod frames;
 pub mod memory_map;
 mod pvh;
 mod tests;
+#[cfg(target_arch = "x86_64")]
 mod uefi;
 
 use core::fmt;
@@ -211,12 +212,15 @@ fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
 
 /// Builds the kernel's own tree.
 fn build(loader_map: &KernelMap, access: usize, frames: &mut BootFrames) -> Result<(KernelMap, usize), BootError> {
-    let ram_end = frames.memory().end().address() as usize;
+    let direct_end = frames.memory().end().min(layout::DIRECT_END);
     // SAFETY: `frames` gives nothing beyond `reach`, and the loader maps what is below at `access`.
-    let map = unsafe { KernelMap::new(access, ram_end, frames)? };
+    let map = unsafe { KernelMap::new(access, direct_end.address() as usize, frames)? };
     // The tree takes frames while the memory map is walked: walk a copy.
     for ram in frames.memory().clone().ram() {
-        map.map(layout::direct(ram.start), ram, Rights::Data, frames)?;
+        let shown = ram.start..ram.end.min(direct_end);
+        if shown.start < shown.end {
+            map.map(layout::direct(shown.start), shown, Rights::Data, frames)?;
+        }
     }
     for part in image() {
         for_each_run(loader_map, &part, &mut |start, run| {

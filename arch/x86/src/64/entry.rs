@@ -6,74 +6,110 @@
 //! from the top of their stack, and put the saved one back at the end. They also keep `CR2`: a non-maskable interrupt
 //! may come between a page fault and the read of its address, and its handler may fault on a probe.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
+use core::fmt;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::cpu::{FEATURES, Features};
-use crate::{interrupts, msr};
+use crate::entry::{ERROR_CODES, dispatch};
+use crate::msr;
 
 /// The interrupted program's registers. The stubs build it, the handler may change it.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-#[expect(missing_docs, reason = "the fields are the registers of these names")]
 pub struct TrapFrame {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
-    pub rax: u64,
-    /// Number of the trap.
-    pub vector: u64,
-    /// What the CPU tells about it; 0 where it tells nothing.
-    pub error_code: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
 }
 
 impl TrapFrame {
-    /// Whether the trap came from ring 3.
+    /// Number of the trap.
     #[must_use]
-    pub fn from_user(&self) -> bool {
-        self.cs & 0b11 != 0
+    pub fn vector(&self) -> u64 {
+        self.vector
     }
 
-    /// Whether the interrupted program had interrupts enabled.
+    /// What the CPU tells about it; 0 where it tells nothing.
     #[must_use]
-    pub fn interrupts_enabled(&self) -> bool {
-        self.rflags & interrupts::FLAG_INTERRUPT as u64 != 0
+    pub fn error_code(&self) -> u64 {
+        self.error_code
     }
 
-    /// Whether the interrupted program had supervisor access to user pages switched on.
+    /// The interrupted instruction.
     #[must_use]
-    pub fn user_access_open(&self) -> bool {
-        self.rflags & interrupts::FLAG_ALIGNMENT_CHECK as u64 != 0
+    pub fn instruction(&self) -> usize {
+        self.rip as usize
+    }
+
+    /// Has the interrupted program go on at `address`.
+    pub fn set_instruction(&mut self, address: usize) {
+        self.rip = address as u64;
+    }
+
+    /// The innermost link of the chain of frames.
+    #[must_use]
+    pub fn frame_pointer(&self) -> usize {
+        self.rbp as usize
+    }
+
+    pub(crate) fn code_segment(&self) -> usize {
+        self.cs as usize
+    }
+
+    pub(crate) fn flags(&self) -> usize {
+        self.rflags as usize
+    }
+
+    /// Shows all registers, line by line.
+    pub fn registers(&self, show: &mut dyn FnMut(fmt::Arguments)) {
+        let f = self;
+        show(format_args!("rip {:016x}  rsp {:016x}  rbp {:016x}  rflags {:08x}", f.rip, f.rsp, f.rbp, f.rflags));
+        show(format_args!("rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}", f.rax, f.rbx, f.rcx, f.rdx));
+        show(format_args!("rsi {:016x}  rdi {:016x}  r8  {:016x}  r9  {:016x}", f.rsi, f.rdi, f.r8, f.r9));
+        show(format_args!("r10 {:016x}  r11 {:016x}  r12 {:016x}  r13 {:016x}", f.r10, f.r11, f.r12, f.r13));
+        show(format_args!("r14 {:016x}  r15 {:016x}  cs {:04x}  ss {:04x}", f.r14, f.r15, f.cs, f.ss));
     }
 }
 
-/// The kernel's handler, a `fn(&mut TrapFrame)`. Written by [`set_handler`] before the table of gates is loaded
-/// anywhere, read relaxed by every trap after.
-static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+/// The running function's link in the chain of frames.
+#[inline(always)]
+pub(crate) fn frame_pointer() -> usize {
+    let frame_pointer: usize;
+    // SAFETY: copies a register.
+    unsafe { asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack, preserves_flags)) }
+    frame_pointer
+}
 
-pub(super) fn set_handler(handler: fn(&mut TrapFrame)) {
-    HANDLER.store(handler as *mut (), Ordering::Relaxed);
+/// The flags register.
+pub(crate) fn flags() -> usize {
+    let flags: usize;
+    // SAFETY: pushes and pops one word below the stack pointer; `nostack` is not claimed.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(nomem, preserves_flags)) }
+    flags
 }
 
 /// Address of the stub for `vector`.
-pub(super) fn stub(vector: usize) -> usize {
+pub(crate) fn stub(vector: usize) -> usize {
     (&raw const trap_stubs).addr() + vector * STUB_SIZE
 }
 
@@ -85,25 +121,12 @@ unsafe extern "C" {
 
 const STUB_SIZE: usize = 16;
 
-/// Called by the stubs.
-///
-/// # Safety
-/// `frame` must be the frame the stub built, which nothing else refers to.
-unsafe extern "C" fn dispatch(frame: *mut TrapFrame) {
-    let handler = HANDLER.load(Ordering::Relaxed);
-    // SAFETY: gates are loaded only after `set_handler`, which stores a pointer of this very type.
-    let handler: fn(&mut TrapFrame) = unsafe { core::mem::transmute(handler) };
-    // SAFETY: the caller vouches for the frame.
-    handler(unsafe { &mut *frame });
-}
-
 /// `INVARIANT`: on the way into `dispatch` the stack pointer is a multiple of 16. The CPU aligns it before it pushes
 /// its five words; the frame has 22 words, the link for backtraces two.
 const _: () = assert!(size_of::<TrapFrame>() == 22 * 8);
 
 global_asm!(
-    // Vectors whose error code the CPU pushes: 8, 10 to 14, 17, 21, 29, 30.
-    ".set trap_error_codes, 0x60227d00",
+    ".set trap_error_codes, {error_codes}",
     // Vectors with a stack of their own: 1, 2, 8, 18.
     ".set trap_own_stacks, 0x00040106",
 
@@ -191,6 +214,7 @@ global_asm!(
     "TRAP_RESTORE",
     ".popsection",
 
+    error_codes = const ERROR_CODES,
     features = sym FEATURES,
     smap = const Features::SMAP.bits(),
     dispatch = sym dispatch,

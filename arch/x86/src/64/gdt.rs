@@ -13,7 +13,8 @@ use x86_64::registers::segmentation::SegmentSelector;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::percpu::PerCpu;
+use crate::msr;
+use crate::percpu::PerCpu;
 
 /// Exceptions with a stack of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +40,20 @@ const TRAP_STACK_HEADER: u64 = 16;
 const DESCRIPTORS: usize = 7;
 
 /// One CPU's descriptor table and task-state segment.
-pub(super) struct Tables {
+pub(crate) struct Tables {
     gdt: GlobalDescriptorTable<DESCRIPTORS>,
     tss: TaskStateSegment,
 }
 
 impl Tables {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { gdt: GlobalDescriptorTable::empty(), tss: TaskStateSegment::new() }
     }
 
-    pub(super) fn set_ring0_stack(tables: *mut Self, top: u64) {
+    pub(crate) fn set_ring0_stack(tables: *mut Self, top: usize) {
         // SAFETY: `tables` lies in a static area; the CPU reads the TSS only on a ring change, and a raw store
         // makes no reference to what it may be reading.
-        unsafe { (&raw mut (*tables).tss.privilege_stack_table[0]).write_unaligned(VirtAddr::new(top)) };
+        unsafe { (&raw mut (*tables).tss.privilege_stack_table[0]).write_unaligned(VirtAddr::new(top as u64)) };
     }
 }
 
@@ -82,6 +83,15 @@ pub unsafe fn load(area: &'static PerCpu) {
         GS::set_reg(SegmentSelector::NULL);
         load_tss(tss);
     }
+}
+
+/// Makes `area` the base of the running CPU's GS segment.
+///
+/// # Safety
+/// The area must be this CPU's own.
+pub(crate) unsafe fn set_base(area: &'static PerCpu) {
+    // SAFETY: the base is a kernel address; what is found there is this CPU's area for good.
+    unsafe { msr::write(msr::GS_BASE, ptr::from_ref(area).addr() as u64) };
 }
 
 /// Gives CPU `area` the stack that ends at `top` for `stack`.

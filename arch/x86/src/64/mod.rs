@@ -1,13 +1,11 @@
 //! The 64-bit half of the crate.
 
-pub mod backtrace;
 pub mod entry;
+pub mod gate;
 pub mod gdt;
-pub mod idt;
-pub mod kernel_map;
 pub mod layout;
-pub mod machine;
-pub mod percpu;
+pub mod memory;
+pub mod paging;
 pub mod switch;
 pub mod trampoline;
 pub mod user_access;

@@ -1,7 +1,7 @@
 //! Changing from one kernel stack to another. Kernel code uses no floating-point or vector state, so a kernel thread
 //! is its stack and the registers a function call preserves.
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
 
 /// Leaves the running thread's context on its stack, tells where in `*previous`, and continues the context `next`.
 /// Returns when somebody switches back to what was stored in `*previous`.
@@ -57,4 +57,26 @@ pub unsafe fn prepare(top: usize, entry: extern "C" fn(usize) -> !, argument: us
 #[unsafe(naked)]
 unsafe extern "C" fn begin() {
     naked_asm!("mov rdi, r13", "call r12", "ud2")
+}
+
+/// Loads the root table at `root`, and goes on in `entry` on the stack that ends at `stack_top`, with interrupts off.
+///
+/// # Safety
+/// As [`activate`](crate::kernel_map::activate).
+pub(crate) unsafe fn leave_boot(root: usize, stack_top: usize, entry: extern "C" fn() -> !) -> ! {
+    // SAFETY: the caller vouches for tree and stack; code and statics stay where they are.
+    unsafe {
+        asm!(
+            "cli",
+            "mov cr3, {root}",
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "call {entry}",
+            "ud2",
+            root = in(reg) root,
+            stack = in(reg) stack_top,
+            entry = in(reg) entry,
+            options(noreturn),
+        )
+    }
 }

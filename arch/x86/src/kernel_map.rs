@@ -2,23 +2,26 @@
 //!
 //! Rules. No page is writable and executable, in any of its mappings (W^X): the image's code and constants are
 //! read-only in the direct map too. Every window of the kernel half has its top-level entries from the start, so
-//! copying the upper half once is enough. After activation entries only go from none to present, which needs no
+//! copying the kernel's top-level entries once is enough. After activation entries only go from none to present, which needs no
 //! flush. Nothing is mapped in the user half.
 
 mod tree;
 
-use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
-use mm::address::Pfn;
+use mm::address::{Pfn, VirtAddr};
 use mm::config::PAGE_SIZE;
-use mm::pgtable::{EntrySlot, Slot64};
+use mm::pgtable::{EntrySlot, Level, PagingMode};
 use spin::Mutex;
 
+use crate::bits::switch;
 use crate::control;
-use crate::layout::{self, StackSlot};
+use crate::layout::{self, Mode, StackSlot};
 
 pub use tree::{KernelMap, Mapping};
+
+/// The memory location of an entry.
+pub type Slot = <Mode as PagingMode>::Slot;
 
 /// Where frames for tables and stacks come from.
 ///
@@ -57,8 +60,8 @@ pub enum MapError {
     Unmapped(usize),
 }
 
-/// Top table of the active tree. Stored once on the boot CPU before others run, read relaxed.
-static ACTIVE: AtomicU64 = AtomicU64::new(0);
+/// Number of the frame that holds the active tree's top table. Stored once on the boot CPU before others run, read relaxed.
+static ACTIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// What changes after activation. Not to be locked in interrupt handlers; its holder waits for nothing.
 static CHANGES: Mutex<Changes> = Mutex::new(Changes { next_device: layout::DEVICES.start });
@@ -74,22 +77,9 @@ struct Changes {
 /// The tree must map the kernel image where it is now, all RAM in the direct map and the stack. The CPU must have
 /// every feature switched on that the entries use. Nothing of the caller's stack may be used any more. Call once.
 pub unsafe fn activate(map: KernelMap, stack_top: usize, entry: extern "C" fn() -> !) -> ! {
-    ACTIVE.store(map.top().0, Ordering::Relaxed);
-    // SAFETY: the caller vouches for tree and stack; code and statics stay where they are.
-    unsafe {
-        asm!(
-            "cli",
-            "mov cr3, {root}",
-            "mov rsp, {stack}",
-            "xor ebp, ebp",
-            "call {entry}",
-            "ud2",
-            root = in(reg) map.top().address(),
-            stack = in(reg) stack_top,
-            entry = in(reg) entry,
-            options(noreturn),
-        )
-    }
+    ACTIVE.store(map.top().0 as usize, Ordering::Relaxed);
+    // SAFETY: the caller vouches for tree and stack.
+    unsafe { switch::leave_boot(map.top().address() as usize, stack_top, entry) }
 }
 
 /// The CPU was brought into long mode with another number of levels than this kernel's tables have. Changing it there is
@@ -107,7 +97,7 @@ pub struct WrongLevels {
 /// # Errors
 /// When it does not.
 pub fn check_levels() -> Result<(), WrongLevels> {
-    let found = if control::cr4() & control::CR4_LA57 == 0 { 4 } else { 5 };
+    let found = layout::levels_in_use(control::cr4());
     if found == layout::LEVELS { Ok(()) } else { Err(WrongLevels { found, wanted: layout::LEVELS }) }
 }
 
@@ -120,7 +110,7 @@ pub fn active() -> KernelMap {
     let top = ACTIVE.load(Ordering::Relaxed);
     assert_ne!(top, 0, "the kernel's page tables are not active yet");
     // SAFETY: every table of the active tree is RAM, and so in the direct map; the tree is only changed through here.
-    unsafe { KernelMap::of(Pfn(top), layout::DIRECT_MAP.start) }
+    unsafe { KernelMap::of(Pfn(top as u64), layout::DIRECT_MAP.start) }
 }
 
 /// The top table of the active tree: what a CPU without an address space loads.
@@ -130,11 +120,10 @@ pub fn top() -> Pfn {
 }
 
 /// Writes the kernel's entries into a new top table. They never change afterwards.
-pub fn copy_kernel_half(to: &[Slot64]) {
+pub fn copy_kernel_half(to: &[Slot]) {
     let map = active();
-    let entries = map.top_entries();
-    let upper = entries.iter().zip(to).skip(entries.len() / 2);
-    upper.for_each(|(from, to)| to.store(from.load()));
+    let first = Mode::index(Level::Pgd, VirtAddr(layout::KERNEL_HALF.start as u64));
+    map.top_entries().iter().zip(to).skip(first).for_each(|(from, to)| to.store(from.load()));
 }
 
 /// Maps the stack of `slot` and returns its top. Stacks stay mapped for good.

@@ -5,23 +5,36 @@
 
 use core::ops::Range;
 
+use bitflags::bitflags;
 use mm::address::Pfn;
 use mm::config::{PAGE_SHIFT, PAGE_SIZE};
-use mm::pgtable::{Entry, EntrySlot, Level, PagingMode, Slot64};
-use x86_64::structures::paging::PageTableFlags as Bits;
+use mm::pgtable::{Entry, EntrySlot, Level, PagingMode};
 
-use super::{FrameSource, MapError, Rights};
+use super::{FrameSource, MapError, Rights, Slot};
+use crate::bits::memory;
 use crate::cpu::{self, Features};
-use crate::layout::{self, Mode, STACK_BYTES, StackSlot, Window};
+use crate::layout::{self, Mode, STACK_BYTES, StackSlot};
 use crate::paging;
-
-/// Entries of a table, at every level.
-const ENTRIES: usize = 512;
 
 /// Pages of a stack.
 const STACK_PAGES: usize = STACK_BYTES / PAGE_SIZE;
 
-type Table = [Slot64; ENTRIES];
+bitflags! {
+    /// Bits of an entry (Intel SDM vol. 3, 4.4 and 4.5).
+    #[derive(Clone, Copy)]
+    struct Bits: u64 {
+        const PRESENT = 1 << 0;
+        const WRITABLE = 1 << 1;
+        const USER = 1 << 2;
+        const WRITE_THROUGH = 1 << 3;
+        const NO_CACHE = 1 << 4;
+        const ACCESSED = 1 << 5;
+        const DIRTY = 1 << 6;
+        const HUGE_PAGE = 1 << 7;
+        const GLOBAL = 1 << 8;
+        const NO_EXECUTE = 1 << 63;
+    }
+}
 
 /// A leaf of the tree, with the rights of all the levels above it taken together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,28 +95,29 @@ impl KernelMap {
     }
 
     /// The entries of the top table.
-    pub(super) fn top_entries(&self) -> &[Slot64] {
-        self.table(self.top)
+    pub(super) fn top_entries(&self) -> &[Slot] {
+        self.table(self.top, Level::Pgd)
     }
 
-    /// A new tree: nothing is mapped, but every window has its entries down to the tables of 512 GiB. The direct map needs them for
-    /// physical addresses below `ram_end`.
+    /// A new tree: nothing is mapped, but every window has its tables of [`layout::SHARED`]. The direct map needs them for its
+    /// first `direct_bytes` bytes.
     ///
     /// # Errors
     /// Out of frames.
     ///
     /// # Safety
     /// All that `frames` gives must be mapped at `access` for as long as the tree is built.
-    pub unsafe fn new(access: usize, ram_end: usize, frames: &mut dyn FrameSource) -> Result<Self, MapError> {
+    pub unsafe fn new(access: usize, direct_bytes: usize, frames: &mut dyn FrameSource) -> Result<Self, MapError> {
         let map = Self { top: frames.take().ok_or(MapError::OutOfFrames)?, access };
-        map.clear(map.top);
-        let direct_map = Window { bytes: ram_end, ..layout::DIRECT_MAP };
-        for window in [direct_map, layout::DEVICES, layout::STACKS, layout::IMAGE] {
-            let span = 1 << Mode::shift(Level::P4d);
-            for offset in (0..window.bytes).step_by(span) {
-                map.slot(window.start + offset, Level::Pud, frames)?;
+        map.clear(map.top, Level::Pgd);
+        let span = Mode::entries(layout::SHARED) << Mode::shift(layout::SHARED);
+        for window in layout::WINDOWS {
+            let bytes = if window == layout::DIRECT_MAP { direct_bytes } else { window.bytes };
+            for offset in (0..bytes).step_by(span) {
+                map.slot(window.start + offset, layout::SHARED, frames)?;
             }
         }
+        memory::prepare(&map, frames)?;
         Ok(map)
     }
 
@@ -140,7 +154,7 @@ impl KernelMap {
     pub fn seal_direct(&self, frame: Pfn, frames: &mut dyn FrameSource) -> Result<(), MapError> {
         let at = layout::direct(frame);
         let mut level = Level::Pgd;
-        let mut table = self.table(self.top);
+        let mut table = self.table(self.top, Level::Pgd);
         loop {
             let slot = &table[index(level, at)];
             let entry = slot.load();
@@ -152,14 +166,14 @@ impl KernelMap {
                 return Ok(());
             };
             if entry.is_huge() {
-                let smaller = self.new_table(frames)?;
+                let smaller = self.new_table(below, frames)?;
                 let pages = 1 << (Mode::shift(below) - PAGE_SHIFT);
-                for (number, part) in (0_u64..).zip(self.table(smaller)) {
+                for (number, part) in (0_u64..).zip(self.table(smaller, below)) {
                     part.store(leaf(Pfn(entry.pfn().0 + number * pages), below, Rights::Data));
                 }
-                slot.store(table_entry(smaller));
+                slot.store(table_entry(smaller, level));
             }
-            table = self.table(slot.load().pfn());
+            table = self.table(slot.load().pfn(), below);
             level = below;
         }
     }
@@ -171,11 +185,11 @@ impl KernelMap {
         let mut table = self.top;
         let mut path = Path::TOP;
         loop {
-            let entry = self.table(table)[index(level, address)].load();
+            let entry = self.table(table, level)[index(level, address)].load();
             if !entry.is_present() {
                 return None;
             }
-            path = path.through(entry);
+            path = path.through(entry, level);
             match Mode::below(level).filter(|_| !entry.is_huge()) {
                 Some(below) => (table, level) = (entry.pfn(), below),
                 None => return Some(path.mapping(address, level, entry.pfn())),
@@ -189,13 +203,13 @@ impl KernelMap {
     }
 
     fn for_each_below(&self, table: Pfn, level: Level, start: usize, path: Path, show: &mut dyn FnMut(Mapping)) {
-        for (number, slot) in self.table(table).iter().enumerate() {
+        for (number, slot) in self.table(table, level).iter().enumerate() {
             let entry = slot.load();
             if !entry.is_present() {
                 continue;
             }
             let start = canonical(start + (number << Mode::shift(level)));
-            let path = path.through(entry);
+            let path = path.through(entry, level);
             match Mode::below(level).filter(|_| !entry.is_huge()) {
                 Some(below) => self.for_each_below(entry.pfn(), below, start, path, show),
                 None => show(path.mapping(start, level, entry.pfn())),
@@ -229,8 +243,8 @@ impl KernelMap {
     }
 
     /// The slot of `level` for `address`; missing tables above it are made.
-    fn slot(&self, address: usize, level: Level, frames: &mut dyn FrameSource) -> Result<&Slot64, MapError> {
-        let mut table = self.table(self.top);
+    pub(crate) fn slot(&self, address: usize, level: Level, frames: &mut dyn FrameSource) -> Result<&Slot, MapError> {
+        let mut table = self.table(self.top, Level::Pgd);
         let mut here = Level::Pgd;
         while here != level {
             let slot = &table[index(here, address)];
@@ -238,38 +252,38 @@ impl KernelMap {
             if entry.is_huge() {
                 return Err(MapError::Occupied(address));
             }
+            let below = Mode::below(here).ok_or(MapError::Occupied(address))?;
             if entry.is_none() {
-                entry = table_entry(self.new_table(frames)?);
+                entry = table_entry(self.new_table(below, frames)?, here);
                 slot.store(entry);
             }
-            table = self.table(entry.pfn());
-            here = Mode::below(here).ok_or(MapError::Occupied(address))?;
+            (table, here) = (self.table(entry.pfn(), below), below);
         }
         Ok(&table[index(level, address)])
     }
 
-    fn new_table(&self, frames: &mut dyn FrameSource) -> Result<Pfn, MapError> {
+    fn new_table(&self, level: Level, frames: &mut dyn FrameSource) -> Result<Pfn, MapError> {
         let frame = frames.take().ok_or(MapError::OutOfFrames)?;
-        self.clear(frame);
+        self.clear(frame, level);
         Ok(frame)
     }
 
-    fn clear(&self, table: Pfn) {
-        for slot in self.table(table) {
+    fn clear(&self, table: Pfn, level: Level) {
+        for slot in self.table(table, level) {
             slot.store(Entry::NONE);
         }
     }
 
-    fn table(&self, frame: Pfn) -> &Table {
+    fn table(&self, frame: Pfn, level: Level) -> &[Slot] {
         let address = self.access + frame.address() as usize;
         // SAFETY: the frame is a table of this tree, or comes from a `FrameSource` and is about to be one; `new`, `of` and
         // `loaded` demand that it is mapped here. Slots are atomics, so the CPU may write them too.
-        unsafe { &*(address as *const Table) }
+        unsafe { core::slice::from_raw_parts(address as *const Slot, Mode::entries(level)) }
     }
 }
 
 fn index(level: Level, address: usize) -> usize {
-    address >> Mode::shift(level) & (ENTRIES - 1)
+    address >> Mode::shift(level) & (Mode::entries(level) - 1)
 }
 
 /// The highest level at which a leaf for `at` is aligned on both sides and no longer than `bytes`.
@@ -288,8 +302,14 @@ fn largest_leaf(at: usize, physical: u64, bytes: u64) -> Level {
 }
 
 /// A pointer to a table of the kernel half. What may be done is decided at the leaf.
-fn table_entry(table: Pfn) -> Entry {
-    Entry(table.address() | (Bits::PRESENT | Bits::WRITABLE | Bits::ACCESSED).bits())
+fn table_entry(table: Pfn, level: Level) -> Entry {
+    let rights = if is_bare(level) { Bits::empty() } else { Bits::WRITABLE | Bits::ACCESSED };
+    Entry(table.address() | (Bits::PRESENT | rights).bits())
+}
+
+/// Whether bits for rights are reserved in entries of `level` (I39).
+fn is_bare(level: Level) -> bool {
+    layout::BARE_TOP && level == Level::Pgd
 }
 
 /// A global leaf, already accessed and dirty, so that the CPU never writes to it.
@@ -323,7 +343,10 @@ struct Path {
 impl Path {
     const TOP: Self = Self { every: u64::MAX, some: 0 };
 
-    fn through(self, entry: Entry) -> Self {
+    fn through(self, entry: Entry, level: Level) -> Self {
+        if is_bare(level) {
+            return self;
+        }
         Self { every: self.every & entry.0, some: self.some | entry.0 }
     }
 
@@ -336,13 +359,13 @@ impl Path {
             frame,
             writable: self.every & Bits::WRITABLE.bits() != 0,
             executable: self.some & Bits::NO_EXECUTE.bits() == 0,
-            user: self.every & Bits::USER_ACCESSIBLE.bits() != 0,
+            user: self.every & Bits::USER.bits() != 0,
         }
     }
 }
 
 /// Extends the highest bit that is translated upwards.
 fn canonical(address: usize) -> usize {
-    let unused = usize::BITS - Mode::shift(Level::Pgd) - ENTRIES.ilog2();
+    let unused = usize::BITS - Mode::shift(Level::Pgd) - Mode::entries(Level::Pgd).ilog2();
     ((address << unused) as isize >> unused) as usize
 }

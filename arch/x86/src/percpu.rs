@@ -1,4 +1,4 @@
-//! The per-CPU area: what a CPU must find by itself, through the base of its GS segment.
+//! The per-CPU area: what a CPU must find by itself, through its GS segment, whose base it is.
 //!
 //! Areas are a static array, so a CPU has one before there is memory to allocate, and any CPU may look at any
 //! other's. Kernel data per CPU is an array of the kernel's own, indexed by [`cpu`]. Threads never change their CPU,
@@ -7,13 +7,12 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
 
-use super::gdt::Tables;
-use crate::msr;
+use crate::bits::gdt::{self, Tables};
 
 /// One CPU's area. The entry stubs know the offsets of its first fields.
 #[repr(C, align(64))]
@@ -23,8 +22,8 @@ pub struct PerCpu {
     number: AtomicU32,
     apic_id: AtomicU32,
     /// Where a ring change to the kernel puts the stack pointer; the same value as in the TSS.
-    kernel_stack_top: AtomicU64,
-    pub(super) tables: UnsafeCell<Tables>,
+    kernel_stack_top: AtomicUsize,
+    pub(crate) tables: UnsafeCell<Tables>,
 }
 
 // SAFETY: the atomics may be shared; `tables` is touched only by its own CPU, or before that CPU runs.
@@ -38,7 +37,7 @@ impl PerCpu {
             this: AtomicUsize::new(0),
             number: AtomicU32::new(0),
             apic_id: AtomicU32::new(u32::MAX),
-            kernel_stack_top: AtomicU64::new(0),
+            kernel_stack_top: AtomicUsize::new(0),
             tables: UnsafeCell::new(Tables::new()),
         }
     }
@@ -57,8 +56,8 @@ impl PerCpu {
 
     /// Sets the stack that the next entry from ring 3 starts on.
     pub fn set_kernel_stack(&self, top: usize) {
-        self.kernel_stack_top.store(top as u64, Ordering::Relaxed);
-        Tables::set_ring0_stack(self.tables.get(), top as u64);
+        self.kernel_stack_top.store(top, Ordering::Relaxed);
+        Tables::set_ring0_stack(self.tables.get(), top);
     }
 }
 
@@ -104,8 +103,8 @@ pub fn prepare(cpu: CpuId, apic_id: u32) {
 /// Makes CPU `cpu`'s area the running CPU's. The first thing a CPU does in the kernel.
 ///
 /// # Safety
-/// The running CPU must be the only one ever to install `cpu`, after [`prepare`].
+/// The running CPU must be the only one ever to install `cpu`, after [`prepare`] and [`gdt::load`].
 pub unsafe fn install(cpu: CpuId) {
-    // SAFETY: the base is a kernel address; what is found there is this CPU's area for good.
-    unsafe { msr::write(msr::GS_BASE, core::ptr::from_ref(area(cpu)).addr() as u64) };
+    // SAFETY: the caller vouches for the area, which is this CPU's for good.
+    unsafe { gdt::set_base(area(cpu)) };
 }

@@ -3,9 +3,10 @@
 //! The chain may be damaged, so each word is read with the exception table's help: a bad address ends the walk instead
 //! of faulting for good.
 
-use super::entry::TrapFrame;
-use super::user_access::probe_kernel_word;
+use crate::bits::entry::frame_pointer;
+use crate::entry::TrapFrame;
 use crate::layout::KERNEL_HALF;
+use crate::user_access::probe_kernel_word;
 
 /// Frames a trace holds at most.
 pub const DEPTH: usize = 32;
@@ -25,13 +26,8 @@ impl Backtrace {
     #[inline(never)]
     #[must_use]
     pub fn here() -> Self {
-        let frame_pointer: usize;
-        // SAFETY: copies a register.
-        unsafe {
-            core::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
-        }
         let mut trace = Self::EMPTY;
-        trace.follow(frame_pointer);
+        trace.follow(frame_pointer());
         trace
     }
 
@@ -39,9 +35,9 @@ impl Backtrace {
     #[must_use]
     pub fn of_frame(frame: &TrapFrame) -> Self {
         let mut trace = Self::EMPTY;
-        trace.push(frame.rip as usize);
+        trace.push(frame.instruction());
         if !frame.from_user() {
-            trace.follow(frame.rbp as usize);
+            trace.follow(frame.frame_pointer());
         }
         trace
     }

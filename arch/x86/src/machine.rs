@@ -1,14 +1,13 @@
 //! `mm`'s hardware trait for this CPU: [`X86`], a handle without a value.
 //!
-//! Rules. All RAM is in the direct map, so a table or frame is always mapped and its address follows from its number. No
-//! function here takes a lock or touches the user half. What the hardware cannot do (put a thread to sleep, end the
+//! Rules. How a frame is reached is the mode's (`64/memory.rs`, `32/memory.rs`). No function here takes a lock or touches the
+//! user half. What the hardware cannot do (put a thread to sleep, end the
 //! machine) is the kernel's part and comes from it at boot: [`set_kernel`].
 
-use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use mm::address::Pfn;
+use mm::address::{Pfn, PhysAddr};
 use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::machine::{LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
@@ -18,6 +17,7 @@ use mm::sync::held::HeldLocks;
 use mm::tlb::MAX_ASIDS;
 use spin::Once;
 
+use crate::bits::memory;
 use crate::cpu::Features;
 use crate::ipi::{self, Vector};
 use crate::paging::Context;
@@ -75,8 +75,8 @@ pub fn set_waiting_rule(rule: Option<WaitingRule>) {
     }
 }
 
-// SAFETY: `percpu::cpu` is the number of the running CPU, which no other shares. RAM lies at a fixed place of the direct
-// map, one frame after the other, as long as the kernel runs.
+// SAFETY: `percpu::cpu` is the number of the running CPU, which no other shares. RAM of the direct map lies at a fixed place,
+// one frame after the other, as long as the kernel runs.
 unsafe impl Machine for X86 {
     type Mode = layout::Mode;
     type Lock = BuildLock;
@@ -163,25 +163,37 @@ unsafe impl Machine for X86 {
     }
 
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>] {
-        // SAFETY: the frame is RAM in the direct map and holds a table; slots are atomics, so the CPU's walker and other
-        // CPUs may write them too.
-        unsafe { core::slice::from_raw_parts(layout::direct(pfn) as *const SlotOf<Self>, layout::Mode::entries(level)) }
+        // SAFETY: the frame is RAM, mapped until `unmap_table`, and holds a table; slots are atomics, so the CPU's walker and
+        // other CPUs may write them too.
+        unsafe { slots(memory::map(pfn), level) }
     }
 
-    fn unmap_table(&self, _table: &[SlotOf<Self>]) {}
+    fn map_small_top(&self, pgd: PhysAddr) -> &[SlotOf<Self>] {
+        // SAFETY: an object of the pgd cache lies within a frame of the direct map; otherwise as in `map_table`.
+        unsafe { slots(layout::DIRECT_MAP.start + pgd.0 as usize, Level::Pgd) }
+    }
+
+    fn unmap_table(&self, table: &[SlotOf<Self>]) {
+        memory::unmap(table.as_ptr().addr());
+    }
 
     fn zero_frame(self, pfn: Pfn) {
-        // SAFETY: the frame is RAM in the direct map, and the caller is the only one to reach it.
-        unsafe { clear(layout::direct(pfn)) }
+        let page = memory::map(pfn);
+        // SAFETY: the frame is RAM, mapped until `unmap`, and the caller is the only one to reach it.
+        unsafe { memory::clear(page) };
+        memory::unmap(page);
     }
 
     fn copy_frame(self, from: Pfn, to: Pfn) {
-        let (from, to) = (layout::direct(from) as *const u8, layout::direct(to) as *mut u8);
-        // SAFETY: two different frames of RAM in the direct map; the caller is the only one to reach `to`.
-        unsafe { core::ptr::copy_nonoverlapping(from, to, PAGE_SIZE) }
+        let (from, to) = (memory::map(from), memory::map(to));
+        // SAFETY: two different frames of RAM, mapped until `unmap`; the caller is the only one to reach `to`.
+        unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, PAGE_SIZE) };
+        memory::unmap(to);
+        memory::unmap(from);
     }
 
     fn frame_bytes(&self, pfn: Pfn) -> NonNull<u8> {
+        debug_assert!(pfn < layout::DIRECT_END, "{pfn:?} is not in the direct map");
         match NonNull::new(layout::direct(pfn) as *mut u8) {
             Some(bytes) => bytes,
             None => unreachable!("the direct map does not begin at zero"),
@@ -229,36 +241,17 @@ unsafe impl Machine for X86 {
     }
 }
 
+/// The slots of a table of `level` at `address`.
+///
+/// # Safety
+/// The table must stay mapped there as long as the slots are used.
+unsafe fn slots<'a>(address: usize, level: Level) -> &'a [SlotOf<X86>] {
+    // SAFETY: the caller vouches for the table.
+    unsafe { core::slice::from_raw_parts(address as *const SlotOf<X86>, layout::Mode::entries(level)) }
+}
+
 fn send(cpu: CpuId, vector: Vector, failure: &'static str) {
     if ipi::send(cpu, vector).is_err() {
         (kernel().stuck)(failure);
-    }
-}
-
-/// Fills a page with zeroes. Plain stores: an emulator runs string instructions element by element.
-///
-/// # Safety
-/// The page at `address` must be memory that nothing else uses.
-unsafe fn clear(address: usize) {
-    // SAFETY: the caller vouches for the page; the loop ends at its end.
-    unsafe {
-        asm!(
-            "2:",
-            "mov [{at}], {zero}",
-            "mov [{at} + 8], {zero}",
-            "mov [{at} + 16], {zero}",
-            "mov [{at} + 24], {zero}",
-            "mov [{at} + 32], {zero}",
-            "mov [{at} + 40], {zero}",
-            "mov [{at} + 48], {zero}",
-            "mov [{at} + 56], {zero}",
-            "add {at}, 64",
-            "cmp {at}, {end}",
-            "jne 2b",
-            at = inout(reg) address => _,
-            end = in(reg) address + PAGE_SIZE,
-            zero = in(reg) 0_u64,
-            options(nostack),
-        );
     }
 }

@@ -1,10 +1,11 @@
-//! The interrupt descriptor table: one for all CPUs, an interrupt gate for each of the 256 vectors.
+//! The interrupt descriptor table: one for all CPUs, a gate for each of the 256 vectors.
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use super::entry::{self, TrapFrame};
-use super::gdt::TrapStack;
+use crate::bits::entry::stub;
+use crate::bits::gate::Gate;
+use crate::entry::{self, TrapFrame};
 
 /// Number of vectors.
 const VECTORS: usize = 256;
@@ -60,42 +61,6 @@ pub mod exception {
     }
 }
 
-/// One gate of the table (Intel SDM vol. 3, 6.14.1).
-#[derive(Clone, Copy)]
-#[repr(C, align(16))]
-struct Gate {
-    offset_low: u16,
-    selector: u16,
-    stack: u8,
-    kind: u8,
-    offset_middle: u16,
-    offset_high: u32,
-    reserved: u32,
-}
-
-const _: () = assert!(size_of::<Gate>() == 16);
-
-/// Present, ring 0, 64-bit interrupt gate: interrupts are masked on entry.
-const INTERRUPT_GATE: u8 = 0x8e;
-const KERNEL_CODE: u16 = 0x08;
-
-impl Gate {
-    const EMPTY: Self =
-        Self { offset_low: 0, selector: 0, stack: 0, kind: 0, offset_middle: 0, offset_high: 0, reserved: 0 };
-
-    fn new(stub: usize, stack: Option<TrapStack>) -> Self {
-        Self {
-            offset_low: stub as u16,
-            selector: KERNEL_CODE,
-            stack: stack.map_or(0, |stack| stack as u8),
-            kind: INTERRUPT_GATE,
-            offset_middle: (stub >> 16) as u16,
-            offset_high: (stub >> 32) as u32,
-            reserved: 0,
-        }
-    }
-}
-
 struct Table(UnsafeCell<[Gate; VECTORS]>);
 
 // SAFETY: written once by `init` before any CPU loads it, read only by CPUs afterwards.
@@ -112,13 +77,7 @@ pub unsafe fn init(handler: fn(&mut TrapFrame)) {
     // SAFETY: no CPU has loaded the table and no one else writes it.
     let table = unsafe { &mut *TABLE.0.get() };
     for (vector, gate) in table.iter_mut().enumerate() {
-        let stack = match vector as u64 {
-            exception::DOUBLE_FAULT => Some(TrapStack::DoubleFault),
-            exception::NON_MASKABLE => Some(TrapStack::NonMaskable),
-            exception::DEBUG | exception::MACHINE_CHECK => Some(TrapStack::DebugOrMachineCheck),
-            _ => None,
-        };
-        *gate = Gate::new(entry::stub(vector), stack);
+        *gate = Gate::new(vector as u64, stub(vector));
     }
 }
 
@@ -130,9 +89,9 @@ pub unsafe fn load() {
     #[repr(C, packed)]
     struct Pointer {
         limit: u16,
-        base: u64,
+        base: usize,
     }
-    let pointer = Pointer { limit: (VECTORS * size_of::<Gate>() - 1) as u16, base: TABLE.0.get() as u64 };
+    let pointer = Pointer { limit: (VECTORS * size_of::<Gate>() - 1) as u16, base: TABLE.0.get().addr() };
     // SAFETY: the table is a static full of gates to the entry stubs.
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(readonly, nostack, preserves_flags)) }
 }
