@@ -27,6 +27,9 @@ use crate::{cpu, interrupts, kernel_map, layout, paging, percpu, time};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct X86;
 
+/// Who looks at the `mmap_lock`s a thread holds.
+type Look<'a> = &'a mut dyn FnMut(&HeldLocks);
+
 /// What `mm` needs of the kernel; see the functions of the same names in [`Machine`].
 #[derive(Clone, Copy)]
 #[expect(missing_docs, reason = "`Machine` documents the functions of these names")]
@@ -34,7 +37,7 @@ pub struct Kernel {
     pub online: fn() -> CpuSet,
     pub block_while: fn(usize, &mut dyn FnMut() -> bool),
     pub wake: fn(usize),
-    pub with_mmap_locks: fn(&mut dyn FnMut(&HeldLocks)),
+    pub with_mmap_locks: fn(Look),
     pub need_resched: fn() -> bool,
     pub cond_resched: fn(),
     pub stuck: fn(&'static str) -> !,
