@@ -7,6 +7,7 @@ use crate::address::Pfn;
 use crate::config::NR_CPUS;
 use crate::machine::Machine;
 use crate::memory::Memory;
+use crate::page::{decode, encode};
 use crate::pgtable::pagetable_dtor_free;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::rcu::{self, GracePeriod, Rcu};
@@ -23,36 +24,30 @@ const BACKLOGS: usize = if NR_CPUS < 16 { NR_CPUS } else { 16 };
 /// Freeing a batch that has taken this long will never end.
 const FREE_LIMIT_NANOS: u64 = 60_000_000_000;
 
-/// No further table in a list.
-const END: u64 = u64::MAX;
-
 /// Things nobody can find any more but somebody may still be looking at. Linked through themselves, so that collecting
 /// them needs no memory.
 pub(crate) struct Garbage<M: Machine> {
-    tables: u64,
+    tables: Option<Pfn>,
     count: usize,
     pub(crate) removed: Removed<M>,
 }
 
 impl<M: Machine> Garbage<M> {
     pub(crate) const fn new() -> Self {
-        Self { tables: END, count: 0, removed: Removed::new() }
+        Self { tables: None, count: 0, removed: Removed::new() }
     }
 
     /// Adds an unhooked table.
     pub(crate) fn push_table(&mut self, memory: &Memory<M>, pfn: Pfn) {
         // Relaxed: the list is private until it is handed on under a lock.
-        memory.memmap().page(pfn).rcu_next.store(self.tables, Ordering::Relaxed);
-        self.tables = pfn.0;
+        memory.memmap().page(pfn).rcu_next.store(encode(self.tables), Ordering::Relaxed);
+        self.tables = Some(pfn);
         self.count += 1;
     }
 
     fn pop_table(&mut self, memory: &Memory<M>) -> Option<Pfn> {
-        if self.tables == END {
-            return None;
-        }
-        let pfn = Pfn(self.tables);
-        self.tables = memory.memmap().page(pfn).rcu_next.load(Ordering::Relaxed);
+        let pfn = self.tables?;
+        self.tables = decode(memory.memmap().page(pfn).rcu_next.load(Ordering::Relaxed));
         self.count -= 1;
         Some(pfn)
     }

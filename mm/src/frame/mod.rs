@@ -109,6 +109,26 @@ impl<M: Machine> FrameAllocator<M> {
         Ok(pfn)
     }
 
+    /// Takes a frame that [`Machine::frame_bytes`] reaches, as [`alloc`](Self::alloc) does.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfFrames`] when there is none.
+    pub fn alloc_low(&self, machine: M) -> Result<Pfn, OutOfFrames> {
+        self.alloc(machine)
+    }
+
+    /// Takes such a frame filled with zeroes.
+    ///
+    /// # Errors
+    ///
+    /// As [`alloc_low`](Self::alloc_low).
+    pub fn alloc_zeroed_low(&self, machine: M) -> Result<Pfn, OutOfFrames> {
+        let pfn = self.alloc_low(machine)?;
+        machine.zero_frame(pfn);
+        Ok(pfn)
+    }
+
     /// Takes a block of 2^`order` frames, aligned to its size. Takes the zone lock.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 
 use crate::address::Pfn;
 use crate::page::{decode, encode};
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, array_of, const_new};
+use crate::sync::atomic::{AtomicUsize, Ordering, array_of, const_new};
 
 /// Frames a reserve holds at most.
 pub(super) const CAPACITY: usize = if cfg!(loom) { 2 } else { 32 };
@@ -16,7 +16,7 @@ pub(super) const BATCH: usize = CAPACITY / 2;
 /// The free frames kept for one CPU; on lines of its own, as others write it only when memory runs out.
 #[repr(align(64))]
 pub struct CpuFrames {
-    slots: [AtomicU64; CAPACITY],
+    slots: [AtomicUsize; CAPACITY],
     /// Where to look first: slots below are likely full, the others likely empty. Only a hint.
     top: AtomicUsize,
 }
@@ -25,7 +25,7 @@ impl CpuFrames {
     const_new! {
         /// An empty reserve.
         pub(crate) fn new() -> Self {
-            Self { slots: array_of![AtomicU64::new(0); CAPACITY], top: AtomicUsize::new(0) }
+            Self { slots: array_of![AtomicUsize::new(0); CAPACITY], top: AtomicUsize::new(0) }
         }
     }
 

@@ -38,7 +38,7 @@ impl<M: Machine> PageBatches<M> {
     /// Makes room for `pages` more, if there is memory for that.
     pub(super) fn reserve(&mut self, pages: u64) {
         while (self.room() as u64) < pages && self.frame_count < FRAMES {
-            let Ok(frame) = self.memory.frames().alloc(self.memory.machine()) else { return };
+            let Ok(frame) = self.memory.frames().alloc_low(self.memory.machine()) else { return };
             self.frames[self.frame_count] = frame;
             self.frame_count += 1;
         }

@@ -136,7 +136,13 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
 
     // Memory
 
-    /// Maps the table in frame `pfn` for access: `Mode::entries(level)` slots.
+    /// Whether `pfn` is high memory: a frame that [`frame_bytes`](Self::frame_bytes) cannot reach. There is one boundary: each
+    /// frame above a high one is high.
+    fn is_high(self, _pfn: Pfn) -> bool {
+        false
+    }
+    /// Maps the table in frame `pfn` for access: `Mode::entries(level)` slots. A mapping of a high frame is one of few that the
+    /// CPU has: it is ended on the same CPU, last in, first out, and before the CPU sleeps or changes threads.
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>];
     /// Maps a top table that is smaller than a frame: `Mode::entries(Mode::TOP)` slots from `pgd` on. The machines of modes
     /// that have such tables implement it.
@@ -145,6 +151,11 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     }
     /// Ends a `map_table` or `map_small_top`. A no-op where all memory is mapped for good.
     fn unmap_table(&self, table: &[SlotOf<Self>]);
+    /// Mappings of this CPU, made by [`map_table`](Self::map_table), that have not been ended; 0 where all memory is mapped for
+    /// good.
+    fn mapped(self) -> usize {
+        0
+    }
     /// Fills a frame nobody else can reach with zeroes.
     fn zero_frame(self, pfn: Pfn);
     /// Copies a frame onto one nobody else can reach.
@@ -173,6 +184,11 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn load_pgd(self, load: PgdLoad);
     /// Drops translations of the loaded address space on this CPU only.
     fn flush_local(self, flush: LocalFlush);
+    /// What this CPU holds of entry `index` of the top table it has loaded, as that table had it then, without what the
+    /// hardware adds; `None` where CPUs read the top table's entries from memory when they need them.
+    fn latched(self, _index: usize) -> Option<Entry> {
+        None
+    }
     /// Interrupts `cpu` to have it run [`tlb::service`](crate::tlb::service).
     fn send_flush_ipi(self, cpu: CpuId);
 

@@ -61,19 +61,20 @@ impl PageList {
     }
 }
 
-/// An optional frame number in one word: 0 is none, so that a zeroed descriptor is on no list.
-pub(crate) const fn encode(pfn: Option<Pfn>) -> u64 {
+/// An optional frame number in one word: 0 is none, so that a zeroed descriptor is on no list. The frame has a descriptor, so
+/// its number fits in a `usize` wherever the array of them fits in memory.
+pub(crate) const fn encode(pfn: Option<Pfn>) -> usize {
     match pfn {
-        Some(pfn) => pfn.0 + 1,
+        Some(pfn) => pfn.0 as usize + 1,
         None => 0,
     }
 }
 
 /// The inverse of [`encode`].
-pub(crate) const fn decode(word: u64) -> Option<Pfn> {
+pub(crate) const fn decode(word: usize) -> Option<Pfn> {
     match word {
         0 => None,
-        word => Some(Pfn(word - 1)),
+        word => Some(Pfn(word as u64 - 1)),
     }
 }
 

@@ -11,7 +11,7 @@ pub use memmap::MemMap;
 
 use crate::pgtable::PtlStorage;
 use crate::sync::RawLock;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 
 /// What a frame is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,13 +48,13 @@ pub struct Page<L: RawLock> {
     /// The page-table lock of the table in this frame (spec 4.1). Private to `pgtable::ptlock`.
     pub(crate) ptl: PtlStorage<L>,
     /// Links of the [`PageList`] the owner keeps the frame on: a buddy list or a slab list. Under that list's lock.
-    next: AtomicU64,
+    next: AtomicUsize,
     /// As `next`.
-    prev: AtomicU64,
+    prev: AtomicUsize,
     /// Next table of a list of tables that wait for their readers, or of a list of deposited tables.
-    pub(crate) rcu_next: AtomicU64,
+    pub(crate) rcu_next: AtomicUsize,
     /// First free object of a slab frame; in a PMD table's frame the first deposited PTE table (`pmd_huge_pte`).
-    pub(crate) freelist: AtomicU64,
+    pub(crate) freelist: AtomicUsize,
 }
 
 /// One cache line, 1.6 % of memory, in every build: the lock or its address lives in the descriptor whether it is used or
@@ -76,10 +76,10 @@ impl<L: RawLock> Page<L> {
             mapcount: AtomicU32::new(0),
             slab_used: AtomicU32::new(0),
             ptl: PtlStorage::new(),
-            next: AtomicU64::new(0),
-            prev: AtomicU64::new(0),
-            rcu_next: AtomicU64::new(0),
-            freelist: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            prev: AtomicUsize::new(0),
+            rcu_next: AtomicUsize::new(0),
+            freelist: AtomicUsize::new(0),
         }
     }
 

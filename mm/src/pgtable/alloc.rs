@@ -115,7 +115,12 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
     ///
     /// [`OutOfTables`]; whatever had been taken is given back.
     pub(crate) fn allocate(memory: &'m Memory<M>, level: Level) -> Result<Self, OutOfTables> {
-        let pfn = memory.frames().alloc_zeroed(memory.machine())?;
+        let (frames, machine) = (memory.frames(), memory.machine());
+        let pfn = match level {
+            Level::Pte => frames.alloc_zeroed(machine)?,
+            // The lock of a PMD table is found by the address of a slot in it, so that must not change (spec 1.2).
+            _ => frames.alloc_zeroed_low(machine)?,
+        };
         let mut constructed = Ok(());
         match level {
             Level::Pte => constructed = pagetable_pte_ctor(memory, pfn),

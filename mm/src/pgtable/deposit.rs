@@ -23,15 +23,15 @@ use crate::config::USE_SPLIT_PMD_PTLOCKS;
 use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::page::{decode, encode};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// The head of a list of deposited tables: a frame, or nothing. The tables are linked through their descriptors.
-pub(crate) struct DepositList(AtomicU64);
+pub(crate) struct DepositList(AtomicUsize);
 
 impl DepositList {
     /// An empty list.
     pub(crate) fn new() -> Self {
-        Self(AtomicU64::new(encode(None)))
+        Self(AtomicUsize::new(encode(None)))
     }
 
     /// Whether nothing is left, for the end of what the list hangs in (I13).
@@ -41,26 +41,26 @@ impl DepositList {
 }
 
 /// Whether no table hangs at `head`.
-pub(super) fn is_empty(head: &AtomicU64) -> bool {
+pub(super) fn is_empty(head: &AtomicUsize) -> bool {
     first(head).is_none()
 }
 
 /// Makes `head`, a word of a fresh frame's descriptor, the head of an empty list.
-pub(super) fn clear(head: &AtomicU64) {
+pub(super) fn clear(head: &AtomicUsize) {
     // Relaxed, here and below: the words are read and written under the lock named above, or by a frame's only owner.
     head.store(encode(None), Ordering::Relaxed);
 }
 
-fn first(head: &AtomicU64) -> Option<Pfn> {
+fn first(head: &AtomicUsize) -> Option<Pfn> {
     decode(head.load(Ordering::Relaxed))
 }
 
-fn next_of<M: Machine>(memory: &Memory<M>, table: Pfn) -> &'static AtomicU64 {
+fn next_of<M: Machine>(memory: &Memory<M>, table: Pfn) -> &'static AtomicUsize {
     &memory.memmap().page(table).rcu_next
 }
 
 /// The list that goes with `pmd`; proof that its lock is held is `guard`.
-fn list_of<'l, M: Machine>(mm: &'l Mm<M>, pmd: Slot<'l, M>, guard: &PtlGuard<'_, M>) -> &'l AtomicU64 {
+fn list_of<'l, M: Machine>(mm: &'l Mm<M>, pmd: Slot<'l, M>, guard: &PtlGuard<'_, M>) -> &'l AtomicUsize {
     debug_assert!(guard.holds(pmd_lockptr(mm, pmd)), "a deposit is touched under another lock than its own");
     if USE_SPLIT_PMD_PTLOCKS { &pmd.table().page().freelist } else { &mm.deposits().0 }
 }

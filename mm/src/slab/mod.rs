@@ -168,7 +168,7 @@ impl<M: Machine> Slab<M> {
         // SAFETY: a frame on the cache's lists is formatted with its geometry, and its lock is held.
         let objects = unsafe { Objects::in_frame(machine.frame_bytes(pfn), geometry) };
         let (object, rest) = objects.pop(page.freelist.load(Ordering::Relaxed) as u32);
-        page.freelist.store(u64::from(rest), Ordering::Relaxed);
+        page.freelist.store(rest as usize, Ordering::Relaxed);
         page.slab_used.fetch_add(1, Ordering::Relaxed);
         if rest == objects::END {
             lists.partial.remove(&memmap, pfn);
@@ -198,7 +198,7 @@ impl<M: Machine> Slab<M> {
         // SAFETY: checked just now, and the lock is held.
         let objects = unsafe { Objects::in_frame(machine.frame_bytes(pfn), geometry) };
         let old = page.freelist.load(Ordering::Relaxed) as u32;
-        page.freelist.store(u64::from(objects.push(object, old)), Ordering::Relaxed);
+        page.freelist.store(objects.push(object, old) as usize, Ordering::Relaxed);
         lists.in_use -= 1;
         let was_last = page.slab_used.fetch_sub(1, Ordering::Relaxed) == 1;
         let was_full = old == objects::END;
@@ -296,7 +296,7 @@ fn new_frame<M: Machine>(
     kind: SlabKind,
     geometry: Geometry,
 ) -> Result<Pfn, OutOfMemory> {
-    let pfn = frames.alloc(machine)?;
+    let pfn = frames.alloc_low(machine)?;
     let bytes = machine.frame_bytes(pfn);
     assert_eq!(bytes.addr().get() % PAGE_SIZE, 0, "frames are mapped at multiples of their size");
     // SAFETY: the frame was allocated just now, so nobody else uses its bytes.
@@ -304,7 +304,7 @@ fn new_frame<M: Machine>(
     let page = frames.memmap().page(pfn);
     page.set_state(PageType::Slab, 0, kind as usize);
     page.slab_used.store(0, Ordering::Relaxed);
-    page.freelist.store(u64::from(first), Ordering::Relaxed);
+    page.freelist.store(first as usize, Ordering::Relaxed);
     Ok(pfn)
 }
 
