@@ -106,8 +106,10 @@ pub struct CpuLocal {
     pub rcu: RcuCpu,
     /// The address space this CPU has loaded, and its flush requests.
     pub tlb: TlbCpu,
-    /// This CPU's reserve of free frames.
+    /// This CPU's reserve of free frames of low memory.
     pub frames: CpuFrames,
+    /// The same of high memory.
+    pub high_frames: CpuFrames,
     /// Allocation failures to inject on this CPU.
     pub injection: Injection,
     /// Event counts.
@@ -125,6 +127,7 @@ impl CpuLocal {
                 rcu: RcuCpu::new(),
                 tlb: TlbCpu::new(),
                 frames: CpuFrames::new(),
+                high_frames: CpuFrames::new(),
                 injection: Injection::new(),
                 stats: CpuStats::new(),
             }

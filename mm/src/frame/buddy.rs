@@ -16,13 +16,34 @@ const ORDERS: usize = MAX_ORDER as usize + 1;
 pub(super) struct Buddy<L: RawLock> {
     memmap: MemMap<L>,
     lists: [PageList; ORDERS],
+    /// From the first frame of the zone up to its last. Beyond may lie blocks that are free on another zone's lists.
+    start: Pfn,
+    end: Pfn,
     free: u64,
 }
 
 impl<L: RawLock> Buddy<L> {
     /// Without a single block.
     pub(super) fn new(memmap: MemMap<L>) -> Self {
-        Self { memmap, lists: [const { PageList::new() }; ORDERS], free: 0 }
+        Self { memmap, lists: [const { PageList::new() }; ORDERS], start: memmap.end(), end: memmap.first(), free: 0 }
+    }
+
+    /// Adds the frames from `start` up to `end` to the zone, free.
+    pub(super) fn add(&mut self, start: Pfn, end: Pfn) {
+        self.start = self.start.min(start);
+        self.end = self.end.max(end);
+        let mut next = start.0;
+        while next < end.0 {
+            // The largest block that is aligned here and ends in the range.
+            let order = next.trailing_zeros().min((end.0 - next).ilog2()).min(MAX_ORDER);
+            self.put(Pfn(next), order);
+            next += 1 << order;
+        }
+    }
+
+    /// The first frame of the zone and the one after the last, unless there is none.
+    pub(super) fn span(&self) -> Option<(Pfn, Pfn)> {
+        (self.start < self.end).then_some((self.start, self.end))
     }
 
     /// Frames in all free blocks.
@@ -68,7 +89,8 @@ impl<L: RawLock> Buddy<L> {
     }
 
     fn is_free_block(&self, pfn: Pfn, order: u32) -> bool {
-        self.memmap.get(pfn).is_some_and(|page| page.page_type() == PageType::Free && page.order() == order)
+        let in_zone = self.start <= pfn && pfn < self.end;
+        in_zone && self.memmap.get(pfn).is_some_and(|page| page.page_type() == PageType::Free && page.order() == order)
     }
 }
 

@@ -1,4 +1,7 @@
-//! The frame allocator: buddy lists under one zone lock, and in front of them a reserve per CPU.
+//! The frame allocator: buddy lists under one lock per zone, and in front of them a reserve per CPU.
+//!
+//! High memory is given out first, to whoever can do with it, so that low memory is left for those who cannot (see [`Zone`]).
+//! Where all memory is low the other zone is empty and costs one look.
 //!
 //! Rules: an allocation that finds its CPU's reserve filled takes no lock of any kind (the fast path of a fault). The
 //! allocator never sleeps. Every frame is on a buddy list, in a reserve, or owned by whoever allocated it; its type says
@@ -8,17 +11,17 @@
 mod buddy;
 mod injection;
 mod percpu;
+mod zone;
 
 pub use buddy::MAX_ORDER;
 pub use injection::{Injected, Injection, Site};
 pub use percpu::CpuFrames;
+pub use zone::Zone;
 
 use crate::address::Pfn;
 use crate::machine::{FrameUse, Machine};
 use crate::page::{MemMap, PageType};
-use crate::sync::spin::{SpinGuard, SpinLock};
-use crate::sync::{LockClass, OwnLine};
-use buddy::Buddy;
+use zone::ZoneFrames;
 
 /// No frame, or no block of the wanted order, is free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,22 +39,17 @@ pub enum RangeError {
 /// All frames of one machine that `mm` may give out.
 pub struct FrameAllocator<M: Machine> {
     memmap: MemMap<M::Lock>,
-    /// Apart from `memmap`, which every fault reads.
-    zone: OwnLine<SpinLock<Zone<M>, M::Lock>>,
-}
-
-struct Zone<M: Machine> {
-    buddy: Buddy<M::Lock>,
-    total: u64,
+    low: ZoneFrames<M>,
+    high: ZoneFrames<M>,
 }
 
 impl<M: Machine> FrameAllocator<M> {
     /// Owns no frame yet.
     pub fn new(memmap: MemMap<M::Lock>) -> Self {
-        Self { memmap, zone: OwnLine(SpinLock::new(Zone { buddy: Buddy::new(memmap), total: 0 })) }
+        Self { memmap, low: ZoneFrames::new(Zone::Low, memmap), high: ZoneFrames::new(Zone::High, memmap) }
     }
 
-    /// Takes over the frames from `start` up to `end`, as the boot memory map has them. Takes the zone lock.
+    /// Takes over the frames from `start` up to `end`, as the boot memory map has them. One call at a time. Takes the zone locks.
     ///
     /// # Errors
     ///
@@ -60,7 +58,6 @@ impl<M: Machine> FrameAllocator<M> {
         if start < self.memmap.first() || end > self.memmap.end() {
             return Err(RangeError::OutsideMemMap);
         }
-        let mut zone = self.lock(machine);
         let frames = || (start.0..end.0).map(Pfn);
         if frames().any(|pfn| self.memmap.page(pfn).page_type() != PageType::Reserved) {
             return Err(RangeError::Overlap);
@@ -69,33 +66,23 @@ impl<M: Machine> FrameAllocator<M> {
             self.memmap.page(pfn).set_state(PageType::Tail, 0, 0);
             machine.note_frame(pfn, FrameUse::Free);
         }
-        let mut next = start.0;
-        while next < end.0 {
-            // The largest block that is aligned here and ends in the range.
-            let order = next.trailing_zeros().min((end.0 - next).ilog2()).min(MAX_ORDER);
-            zone.buddy.put(Pfn(next), order);
-            next += 1 << order;
+        let boundary = frames().find(|pfn| machine.is_high(*pfn)).unwrap_or(end);
+        for (zone, start, end) in [(&self.low, start, boundary), (&self.high, boundary, end)] {
+            if start < end {
+                zone.add(machine, start, end);
+            }
         }
-        zone.total += end.0.saturating_sub(start.0);
         Ok(())
     }
 
-    /// Takes a frame. Its contents are whatever was there. Takes the zone lock if the CPU's reserve is empty.
+    /// Takes a frame, of high memory if there is one. Its contents are whatever was there. Takes a zone lock if the CPU's
+    /// reserve is empty.
     ///
     /// # Errors
     ///
     /// [`OutOfFrames`] when neither the buddy lists nor any CPU's reserve has a frame.
     pub fn alloc(&self, machine: M) -> Result<Pfn, OutOfFrames> {
-        let local = machine.local();
-        if local.injection.should_fail(Site::Frame) {
-            return Err(OutOfFrames);
-        }
-        let pfn = match local.frames.take() {
-            Some(pfn) => pfn,
-            None => self.refill(machine, &local.frames).or_else(|| self.take_drained(machine, 0)).ok_or(OutOfFrames)?,
-        };
-        self.hand_out(machine, pfn, 0);
-        Ok(pfn)
+        self.alloc_from([&self.high, &self.low], machine)
     }
 
     /// Takes a frame filled with zeroes.
@@ -113,9 +100,9 @@ impl<M: Machine> FrameAllocator<M> {
     ///
     /// # Errors
     ///
-    /// [`OutOfFrames`] when there is none.
+    /// [`OutOfFrames`] when there is no such frame; there may be others.
     pub fn alloc_low(&self, machine: M) -> Result<Pfn, OutOfFrames> {
-        self.alloc(machine)
+        self.alloc_from([&self.low], machine)
     }
 
     /// Takes such a frame filled with zeroes.
@@ -129,7 +116,7 @@ impl<M: Machine> FrameAllocator<M> {
         Ok(pfn)
     }
 
-    /// Takes a block of 2^`order` frames, aligned to its size. Takes the zone lock.
+    /// Takes a block of 2^`order` frames, aligned to its size, of high memory if there is one. Takes a zone lock.
     ///
     /// # Errors
     ///
@@ -138,8 +125,9 @@ impl<M: Machine> FrameAllocator<M> {
         if order > MAX_ORDER || machine.local().injection.should_fail(Site::Frame) {
             return Err(OutOfFrames);
         }
-        let taken = self.lock(machine).buddy.take(order, PageType::Data);
-        let pfn = taken.or_else(|| self.take_drained(machine, order)).ok_or(OutOfFrames)?;
+        let zones = [&self.high, &self.low];
+        let taken = zones.iter().find_map(|zone| zone.take_block(machine, order));
+        let pfn = taken.or_else(|| take_drained(zones, machine, order)).ok_or(OutOfFrames)?;
         self.hand_out(machine, pfn, order);
         Ok(pfn)
     }
@@ -153,15 +141,7 @@ impl<M: Machine> FrameAllocator<M> {
     pub fn free(&self, machine: M, pfn: Pfn) {
         self.take_back(machine, pfn, 0);
         self.memmap.page(pfn).set_state(PageType::Stocked, 0, 0);
-        let reserve = &machine.local().frames;
-        if reserve.put(pfn) {
-            return;
-        }
-        let mut zone = self.lock(machine);
-        for cold in core::iter::from_fn(|| reserve.take()).take(percpu::BATCH) {
-            zone.buddy.put(cold, 0);
-        }
-        zone.buddy.put(pfn, 0);
+        self.zone(Zone::of(machine, pfn)).put(machine, pfn);
     }
 
     /// Makes the 2^`order` frames of a block single frames, each with one reference of its own. Takes no lock: the block's
@@ -190,23 +170,32 @@ impl<M: Machine> FrameAllocator<M> {
     /// If the block is not one that [`alloc_order`](Self::alloc_order) gave out with this order.
     pub fn free_order(&self, machine: M, pfn: Pfn, order: u32) {
         self.take_back(machine, pfn, order);
-        self.lock(machine).buddy.put(pfn, order);
+        self.zone(Zone::of(machine, pfn)).put_block(machine, pfn, order);
     }
 
-    /// Moves all frames of all CPUs' reserves to the buddy lists. Takes the zone lock.
+    /// Moves all frames of all CPUs' reserves to the buddy lists. Takes the zone locks.
     pub fn drain(&self, machine: M) {
-        drain_into(&mut self.lock(machine).buddy, machine);
+        Zone::ALL.iter().for_each(|zone| self.zone(*zone).drain(machine));
     }
 
-    /// Frames nobody owns, those in reserves included. Exact while nobody allocates or frees. Takes the zone lock.
+    /// Frames nobody owns, those in reserves included. Exact while nobody allocates or frees. Takes the zone locks.
     pub fn free_frames(&self, machine: M) -> u64 {
-        let zone = self.lock(machine);
-        zone.buddy.free_frames() + machine.cpus().iter().map(|(_, local)| local.frames.count()).sum::<u64>()
+        Zone::ALL.iter().map(|zone| self.free_frames_of(machine, *zone)).sum()
     }
 
-    /// Frames taken over since boot. Takes the zone lock.
+    /// Those of them that are in `zone`.
+    pub fn free_frames_of(&self, machine: M, zone: Zone) -> u64 {
+        self.zone(zone).free_frames(machine)
+    }
+
+    /// Frames taken over since boot. Takes the zone locks.
     pub fn total_frames(&self, machine: M) -> u64 {
-        self.lock(machine).total
+        Zone::ALL.iter().map(|zone| self.zone(*zone).total_frames(machine)).sum()
+    }
+
+    /// The first frame of `zone` taken over and the one after the last; `None` if it has none. Takes the zone lock.
+    pub fn span(&self, machine: M, zone: Zone) -> Option<(Pfn, Pfn)> {
+        self.zone(zone).span(machine)
     }
 
     /// The descriptors of all frames.
@@ -214,31 +203,22 @@ impl<M: Machine> FrameAllocator<M> {
         self.memmap
     }
 
-    fn lock(&self, machine: M) -> SpinGuard<'_, Zone<M>, M::Lock, M> {
-        self.zone.0.lock(machine, LockClass::Zone)
-    }
-
-    /// Fills the reserve from the buddy lists and takes one frame for the caller.
-    fn refill(&self, machine: M, reserve: &CpuFrames) -> Option<Pfn> {
-        let mut zone = self.lock(machine);
-        let taken = zone.buddy.take(0, PageType::Stocked)?;
-        for _ in 1..percpu::BATCH {
-            let Some(pfn) = zone.buddy.take(0, PageType::Stocked) else { break };
-            if !reserve.put(pfn) {
-                zone.buddy.put(pfn, 0);
-                break;
-            }
+    fn zone(&self, zone: Zone) -> &ZoneFrames<M> {
+        match zone {
+            Zone::Low => &self.low,
+            Zone::High => &self.high,
         }
-        Some(taken)
     }
 
-    /// The last resort: what other CPUs keep in reserve.
-    #[cold]
-    fn take_drained(&self, machine: M, order: u32) -> Option<Pfn> {
-        // Under one lock, so that no other CPU's refill takes away what was drained for this one.
-        let mut zone = self.lock(machine);
-        drain_into(&mut zone.buddy, machine);
-        zone.buddy.take(order, PageType::Data)
+    /// Takes a frame from the first of `zones` that has one. What other CPUs keep in reserve comes last.
+    fn alloc_from<const N: usize>(&self, zones: [&ZoneFrames<M>; N], machine: M) -> Result<Pfn, OutOfFrames> {
+        if machine.local().injection.should_fail(Site::Frame) {
+            return Err(OutOfFrames);
+        }
+        let taken = zones.iter().find_map(|zone| zone.take(machine));
+        let pfn = taken.or_else(|| take_drained(zones, machine, 0)).ok_or(OutOfFrames)?;
+        self.hand_out(machine, pfn, 0);
+        Ok(pfn)
     }
 
     fn hand_out(&self, machine: M, pfn: Pfn, order: u32) {
@@ -270,13 +250,10 @@ fn bad_free(pfn: Pfn, page_type: PageType, order: u32, freed_as: u32) -> ! {
     panic!("{pfn:?} freed as an allocated block of order {freed_as}, but it is {page_type:?} of order {order}");
 }
 
-/// Empties all CPUs' reserves. From each no more is taken than it has room for: its CPU may be filling it at the same time.
-fn drain_into<M: Machine>(buddy: &mut Buddy<M::Lock>, machine: M) {
-    for (_, local) in machine.cpus().iter() {
-        for pfn in core::iter::from_fn(|| local.frames.take()).take(percpu::CAPACITY) {
-            buddy.put(pfn, 0);
-        }
-    }
+/// The last resort: what CPUs keep in reserve of any of `zones`.
+#[cold]
+fn take_drained<M: Machine, const N: usize>(zones: [&ZoneFrames<M>; N], machine: M, order: u32) -> Option<Pfn> {
+    zones.iter().find_map(|zone| zone.take_drained(machine, order))
 }
 
 #[cfg(all(test, not(loom)))]

@@ -8,7 +8,7 @@ pub use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU
 
 /// `core`'s atomics even under the model checker: for counts, for reports, and for state that only its own CPU reads.
 pub mod plain {
-    pub use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, compiler_fence};
+    pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, compiler_fence};
 }
 
 /// Declares a constructor without arguments that works in the initialiser of a `static`, except under the model checker,

@@ -6,7 +6,7 @@
 //!   lock (I22); taking one that is free is always allowed.
 //! - Of two locks of one class the one with the lower address is taken first, or the second is declared as
 //!   [`Nesting::SingleDepth`], of which there is one at a time (I23). No leaf is waited for under a leaf.
-//! - Nobody sleeps, changes threads or waits for a grace period under a lock (I25).
+//! - Nobody sleeps, changes threads or waits for a grace period under a lock, or with a frame mapped for a moment (I25).
 //! - No thread takes an `mmap_lock` it has, for reading or for writing. It may take another's: `fork` does.
 //!
 //! A report names both locks, their classes, where they were taken, the CPU and the rule, and ends the run.
@@ -38,17 +38,27 @@ pub(crate) fn try_take<M: Machine, L: RawLock>(machine: M, lock: &L, class: Lock
     taken
 }
 
-/// Fails if this CPU holds a lock: it is about to wait for `what`, for longer than a lock may be held (I25).
+/// Fails if this CPU holds a lock, or has a frame mapped: it is about to wait for `what`, for longer than a lock may be held,
+/// and other threads may run on it meanwhile (I25).
 ///
 /// # Panics
 ///
 /// If it does, in builds with [`CHECK_LOCK_ORDER`].
 #[track_caller]
 pub fn assert_may_wait<M: Machine>(machine: M, what: &str) {
-    if CHECK_LOCK_ORDER && let Some(held) = machine.local().held.iter().last() {
-        let (cpu, place) = (machine.cpu().0, Location::caller());
+    if !CHECK_LOCK_ORDER {
+        return;
+    }
+    let (cpu, place) = (machine.cpu().0, Location::caller());
+    if let Some(held) = machine.local().held.iter().last() {
         broken(format_args!(
             "cpu {cpu} waits for {what} at {place} while it holds {held}: nothing sleeps under a lock (I25)"
+        ));
+    }
+    let mapped = machine.mapped();
+    if mapped > 0 {
+        broken(format_args!(
+            "cpu {cpu} waits for {what} at {place} with {mapped} frames mapped: no mapping is kept across a sleep (I25)"
         ));
     }
 }

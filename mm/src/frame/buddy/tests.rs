@@ -18,7 +18,7 @@ fn filled() -> (MemMap<TicketLock>, Buddy<TicketLock>) {
     let memmap = memmap();
     let mut buddy = Buddy::new(memmap);
     for pfn in FIRST..FIRST + FRAMES {
-        buddy.put(Pfn(pfn), 0);
+        buddy.add(Pfn(pfn), Pfn(pfn + 1));
     }
     (memmap, buddy)
 }
@@ -64,10 +64,10 @@ fn a_block_larger_than_any_free_one_is_refused_and_changes_nothing() {
 fn blocks_do_not_merge_with_a_neighbour_that_is_only_partly_free() {
     let memmap = memmap();
     let mut buddy = Buddy::new(memmap);
-    buddy.put(Pfn(0x80), 0);
-    buddy.put(Pfn(0x82), 1);
+    buddy.add(Pfn(0x80), Pfn(0x81));
+    buddy.add(Pfn(0x82), Pfn(0x84));
     assert_eq!(free_blocks(&memmap), BTreeMap::from([(Pfn(0x80), 0), (Pfn(0x82), 1)]));
-    buddy.put(Pfn(0x81), 0);
+    buddy.add(Pfn(0x81), Pfn(0x82));
     assert_eq!(free_blocks(&memmap), BTreeMap::from([(Pfn(0x80), 2)]));
 }
 
@@ -77,11 +77,25 @@ fn memory_of_one_gibibyte_becomes_one_block_of_the_largest_order() {
     let pages = (0..2 * frames).map(|_| Page::<TicketLock>::new()).collect::<Vec<_>>().leak();
     let memmap = MemMap::new(Pfn(frames), pages);
     let mut buddy = Buddy::new(memmap);
-    buddy.put(Pfn(frames), MAX_ORDER - 1);
-    buddy.put(Pfn(frames + frames / 2), MAX_ORDER - 1);
-    buddy.put(Pfn(2 * frames), MAX_ORDER);
+    buddy.add(Pfn(frames), Pfn(frames + frames / 2));
+    buddy.add(Pfn(frames + frames / 2), Pfn(2 * frames));
+    buddy.add(Pfn(2 * frames), Pfn(3 * frames));
     assert_eq!(free_blocks(&memmap), BTreeMap::from([(Pfn(frames), MAX_ORDER), (Pfn(2 * frames), MAX_ORDER)]));
     assert_eq!(buddy.take(MAX_ORDER, PageType::Data), Some(Pfn(2 * frames)));
+}
+
+/// The boundary of two zones may lie between two buddies.
+#[test]
+fn blocks_of_two_zones_do_not_merge() {
+    let memmap = memmap();
+    let (mut low, mut high) = (Buddy::new(memmap), Buddy::new(memmap));
+    low.add(Pfn(0x80), Pfn(0xc0));
+    high.add(Pfn(0xc0), Pfn(0x100));
+    assert_eq!(free_blocks(&memmap), BTreeMap::from([(Pfn(0x80), 6), (Pfn(0xc0), 6)]));
+    let block = high.take(6, PageType::Data).unwrap();
+    high.put(block, 6);
+    assert_eq!((low.free_frames(), high.free_frames()), (0x40, 0x40));
+    assert_eq!((low.span(), high.span()), (Some((Pfn(0x80), Pfn(0xc0))), Some((Pfn(0xc0), Pfn(0x100)))));
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct SimConfig {
     /// Frames of physical memory.
     pub frames: usize,
+    /// How many of them are low memory; those above are high. `None` for all.
+    pub low_frames: Option<usize>,
     /// CPUs, all online from the start.
     pub cpus: usize,
     /// Source of every random choice.
@@ -34,15 +36,18 @@ pub struct SimConfig {
 }
 
 impl SimConfig {
-    /// A machine that races: it dawdles, speculates and, seldom, evicts.
+    /// A machine that races: it dawdles, speculates and, seldom, evicts. Most of its memory is high.
     pub fn racy(frames: usize, cpus: usize, seed: u64) -> Self {
-        Self { delay: 16, speculation: 64, eviction: 4096, ..Self::calm(frames, cpus, seed) }
+        let low_frames = Some(frames.div_ceil(4));
+        Self { delay: 16, speculation: 64, eviction: 4096, low_frames, ..Self::calm(frames, cpus, seed) }
     }
 
-    /// A machine that does what it is told and nothing else. With one host thread at a time every run is the same.
+    /// A machine that does what it is told and nothing else. With one host thread at a time every run is the same. All its
+    /// memory is low.
     pub fn calm(frames: usize, cpus: usize, seed: u64) -> Self {
         Self {
             frames,
+            low_frames: None,
             cpus,
             seed,
             delay: 0,

@@ -5,6 +5,7 @@
 
 use super::config::mix;
 use super::current::{self, Passage};
+use super::mappings::Mappings;
 use super::mmu::Mmu;
 use super::violation::SimViolation;
 use super::{Sim, State};
@@ -58,6 +59,7 @@ pub(super) struct SimCpu<Mode> {
     rung: Condvar,
     activity: Mutex<Activity>,
     mmu: Mutex<Mmu<Mode>>,
+    mappings: Mappings,
     dice: AtomicU64,
     /// Where user code was last, to guess where it goes next.
     last_address: AtomicU64,
@@ -75,6 +77,7 @@ impl<Mode: PagingMode> SimCpu<Mode> {
             rung: Condvar::new(),
             activity: Mutex::new(Activity::Stopped),
             mmu: Mutex::new(Mmu::new()),
+            mappings: Mappings::new(),
             dice: AtomicU64::new(mix(seed ^ mix(u64::from(id.0) + 1))),
             last_address: AtomicU64::new(0),
         }
@@ -96,6 +99,10 @@ impl<Mode: PagingMode> SimCpu<Mode> {
 
     pub(super) fn mmu(&self) -> MutexGuard<'_, Mmu<Mode>> {
         lock(&self.mmu)
+    }
+
+    pub(super) fn mappings(&self) -> &Mappings {
+        &self.mappings
     }
 
     fn bell(&self) -> MutexGuard<'_, Woken> {
@@ -262,6 +269,9 @@ impl<Mode: PagingMode> Sim<Mode> {
             if !again {
                 break;
             }
+            if cpu.mappings.count() > 0 {
+                self.state.report(SimViolation::MappingKept { cpu: cpu.id });
+            }
             let before = cpu.set_activity(Activity::Sleeping(key));
             *bell = false;
             // Other threads of this CPU would run now, or its idle loop.
@@ -328,7 +338,11 @@ impl<Mode: PagingMode> Drop for Entered<Mode> {
         if std::thread::panicking() {
             // Whoever clears up after the failure shall not have to wait for this CPU.
             cpu.set_irqs(true);
+            cpu.mappings.forget();
         } else {
+            if cpu.mappings.count() > 0 {
+                self.machine.state.report(SimViolation::MappingKept { cpu: self.cpu });
+            }
             assert_eq!(self.machine.local().held.count(), 0, "{:?} stops with locks held", self.cpu);
         }
         if !rcu::in_read_section(self.machine) {

@@ -13,6 +13,7 @@
 mod config;
 mod cpu;
 mod current;
+mod mappings;
 mod memory;
 mod mmu;
 mod run;
@@ -178,6 +179,25 @@ impl<Mode: PagingMode> Sim<Mode> {
         }
     }
 
+    /// This CPU has mapped something that it has to end last in, first out.
+    fn note_mapping(self, address: usize) {
+        let cpu = self.me();
+        if !cpu.mappings().begin(address) {
+            self.state.report(SimViolation::TooManyMappings { cpu: cpu.id() });
+        }
+    }
+
+    /// Runs `body` while this CPU has those of `frames` mapped that are high.
+    fn with_mapped<const N: usize>(self, frames: [Pfn; N], body: impl FnOnce()) {
+        let addresses = frames.map(|pfn| (self.is_high(pfn), self.state.memory.bytes(pfn).addr().get()));
+        let high = || addresses.iter().filter(|(high, _)| *high).map(|(_, address)| *address);
+        high().for_each(|address| self.note_mapping(address));
+        body();
+        high().rev().for_each(|address| {
+            self.me().mappings().end(address);
+        });
+    }
+
     /// This CPU passes a point where anything may come between.
     fn passes(self) {
         self.state.passes(self.me().id());
@@ -261,10 +281,19 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         panic!("{text}");
     }
 
+    fn is_high(self, pfn: Pfn) -> bool {
+        self.state.is_high(pfn)
+    }
+
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SimSlot<Mode::Slot>] {
         self.passes();
         self.state.expect_use(pfn, FrameUse::Table);
-        &self.state.memory.slots_of(pfn)[..Mode::entries(level)]
+        let slots = &self.state.memory.slots_of(pfn)[..Mode::entries(level)];
+        // Any PTE table might have come from high memory.
+        if level == Level::Pte || self.is_high(pfn) {
+            self.note_mapping(slots.as_ptr().addr());
+        }
+        slots
     }
 
     fn map_small_top(&self, pgd: PhysAddr) -> &[SimSlot<Mode::Slot>] {
@@ -274,24 +303,35 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         &self.state.memory.slots_of(pgd.pfn())[first..first + Mode::entries(Mode::TOP)]
     }
 
-    fn unmap_table(&self, _table: &[SimSlot<Mode::Slot>]) {
+    fn unmap_table(&self, table: &[SimSlot<Mode::Slot>]) {
+        let cpu = self.me();
+        if !cpu.mappings().end(table.as_ptr().addr()) {
+            self.state.report(SimViolation::UnmappedOutOfOrder { cpu: cpu.id() });
+        }
         self.passes();
+    }
+
+    fn mapped(self) -> usize {
+        self.me().mappings().count()
     }
 
     fn zero_frame(self, pfn: Pfn) {
         self.passes();
         self.state.expect_use(pfn, FrameUse::Data);
-        self.state.memory.fill(pfn, Entry::NONE);
+        self.with_mapped([pfn], || self.state.memory.fill(pfn, Entry::NONE));
     }
 
     fn copy_frame(self, from: Pfn, to: Pfn) {
         self.passes();
         self.state.expect_use(from, FrameUse::Data);
         self.state.expect_use(to, FrameUse::Data);
-        self.state.memory.copy(from, to);
+        self.with_mapped([from, to], || self.state.memory.copy(from, to));
     }
 
     fn frame_bytes(&self, pfn: Pfn) -> NonNull<u8> {
+        if self.is_high(pfn) {
+            self.state.report(SimViolation::HighFrameAddressed { pfn });
+        }
         self.state.memory.bytes(pfn)
     }
 

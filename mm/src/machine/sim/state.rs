@@ -200,6 +200,11 @@ impl<Mode: PagingMode> State<Mode> {
         !self.locals.of(cpu.id()).tlb.is_lazy() && cpu.irqs()
     }
 
+    /// Whether `pfn` is high memory.
+    pub(super) fn is_high(&self, pfn: Pfn) -> bool {
+        self.config.low_frames.is_some_and(|low| pfn.0 >= FIRST_FRAME.0 + low as u64)
+    }
+
     fn check_unmapped(&self, pfn: Pfn) {
         for table in self.memory.tables().filter(|table| *table != pfn) {
             for (index, slot) in self.memory.slots_of(table).iter().enumerate() {

@@ -2,6 +2,7 @@
 
 mod hardware;
 mod interrupts;
+mod mappings;
 mod violations;
 
 use super::{Sim, SimConfig, SimMachine, SimViolation};

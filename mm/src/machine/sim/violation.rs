@@ -104,6 +104,26 @@ pub enum SimViolation {
         /// Where it leads.
         pfn: Pfn,
     },
+    /// The bytes of a frame of high memory were asked for, which only a mapping reaches.
+    HighFrameAddressed {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// A CPU has more mappings of PTE tables and high frames at once than it has places for.
+    TooManyMappings {
+        /// Which CPU.
+        cpu: CpuId,
+    },
+    /// A mapping was ended that is not the last this CPU has made and not ended.
+    UnmappedOutOfOrder {
+        /// Which CPU.
+        cpu: CpuId,
+    },
+    /// A CPU slept, or ended, with a mapping.
+    MappingKept {
+        /// Which CPU.
+        cpu: CpuId,
+    },
     /// `halt_until_kicked` with interrupts on: an interrupt before the halt would have been lost.
     HaltWithInterruptsOn {
         /// Which CPU.

@@ -7,14 +7,14 @@ use super::{
 use crate::address::Pfn;
 use crate::config::{ALLOC_SPLIT_PTLOCKS, USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::cpu::CpuId;
-use crate::fault::handle_mm_fault;
+use crate::fault::{FaultError, handle_mm_fault};
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::memory::Memory;
 use crate::page::PageType;
 use crate::pgtable::{Entry, FourLevel, Level, PagingMode, pmd_install, pmd_offset, pte_offset_map};
 use crate::sync::rcu;
-use crate::testing::{World, map_anonymous, page, pages};
+use crate::testing::{World, frame_at, map_anonymous, page, pages};
 use crate::vma::Access;
 use std::collections::BTreeSet;
 
@@ -45,6 +45,35 @@ fn a_table_of_another_level_is_not_installed() {
         let mut spare = Some(pmd_alloc_one(world.memory).unwrap());
         let _ = pmd_install(&mm, pmds.slot(page(0x400)), &mut spare, vma);
     });
+}
+
+/// Pages and PTE tables come from high memory as long as there is some, all other tables never (design decision 7).
+#[test]
+fn only_pages_and_pte_tables_lie_in_high_memory() {
+    let world = TestWorld::new(SimConfig { low_frames: Some(64), ..SimConfig::calm(256, 1, 1) });
+    let machine = world.machine.handle();
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x400));
+        let write = |number| handle_mm_fault(&mm, page(number), Access::Write);
+        write(0x200).unwrap();
+        {
+            let rcu = rcu::read_lock(machine);
+            let pmds = pmd_offset(&mm, &rcu, page(0x200)).unwrap();
+            let pmd = pmds.slot(page(0x200));
+            assert!(machine.is_high(pmd.load().pfn()) && !machine.is_high(pmd.table().pfn()));
+            let pte = pte_offset_map(&mm, pmd, page(0x200)).unwrap();
+            assert!(machine.is_high(pte.load().pfn()));
+            assert_eq!(machine.mapped(), 1);
+        }
+        assert!(!machine.is_high(mm.pgd().pfn()));
+        // High memory ends, low memory goes on, and then there is an error.
+        let failed = (0x201..0x400).find(|number| write(*number).is_err()).expect("an end of memory");
+        assert_eq!(write(failed), Err(FaultError::OutOfMemory));
+        assert_eq!(world.free_frames(), 0);
+        assert!(!machine.is_high(frame_at(&world, &mm, page(failed - 1)).unwrap()));
+    });
+    world.assert_books_balance();
 }
 
 /// I4, I5: at each level a constructor makes one table of the frame, the destructor makes it a frame again.

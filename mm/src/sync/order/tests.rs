@@ -1,5 +1,7 @@
 use super::assert_may_wait;
 use crate::cpu::CpuId;
+use crate::machine::{FrameUse, Machine};
+use crate::pgtable::Level;
 use crate::sync::LockClass::{self, Other, PageTable, Pmd, Pte, Slab, Zone};
 use crate::sync::testing::{TestMachine, machine};
 use crate::sync::{BuildLock, Nesting, RawLock};
@@ -122,6 +124,26 @@ fn no_leaf_is_waited_for_under_a_leaf() {
         .expect("a report");
         assert!(report.contains("no leaf is waited for under a leaf"), "{report}");
     }
+}
+
+/// Nor with a frame mapped for a moment: another thread of the CPU would end the mapping out of its turn (I25).
+#[test]
+fn waiting_with_a_frame_mapped_is_caught() {
+    let sim = machine(2, 0, 1);
+    let machine = sim.handle();
+    machine.run_cpu(CpuId(0), || {
+        let table = machine.memmap().first();
+        for frame_use in [FrameUse::Free, FrameUse::Data, FrameUse::Table] {
+            machine.note_frame(table, frame_use);
+        }
+        let wait = || catch_unwind(AssertUnwindSafe(|| assert_may_wait(machine, "a context switch")));
+        let map = machine.map_table(table, Level::Pte);
+        let report = wait().expect_err("a report").downcast::<String>().expect("a report");
+        assert!(report.contains("cpu 0 waits for a context switch at "), "{report}");
+        assert!(report.contains("with 1 frames mapped") && report.contains("(I25)"), "{report}");
+        machine.unmap_table(map);
+        assert!(wait().is_ok());
+    });
 }
 
 /// Nothing sleeps under a lock (I25); the report names the lock, its place and what was waited for.

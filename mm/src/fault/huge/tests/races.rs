@@ -181,7 +181,7 @@ fn an_entry_under_split_or_protection_change_is_never_seen_as_none() {
 #[test]
 fn a_split_of_two_megabytes_races_with_increments() {
     for seed in 0..2 {
-        let world: World<FourLevel> = racy(0x900, seed);
+        let world: World<FourLevel> = racy(0xb00, seed);
         let mm = world.alone(|| {
             let mm = world.mm();
             map_huge(&mm, pages(0x200, 0x400));

@@ -16,7 +16,9 @@ fn an_interrupt_is_taken_only_with_interrupts_on() {
         assert!(sim.irq_save());
         sim.kick(CPU0);
         sim.pause();
-        let _ = sim.map_table(rig.table, Level::Pte)[0].load();
+        let table = sim.map_table(rig.table, Level::Pte);
+        table[0].load();
+        sim.unmap_table(table);
         assert_eq!(sim.interrupts_taken(CPU0), 0);
         sim.irq_restore(true);
         assert_eq!(sim.interrupts_taken(CPU0), 1);
@@ -43,6 +45,7 @@ fn an_access_to_an_entry_and_a_user_access_each_take_interrupts() {
                             table[1].load();
                         }
                     }
+                    sim.unmap_table(table);
                 }),
             ),
             (

@@ -91,7 +91,7 @@ fn a_frame_used_as_what_it_is_not_is_caught() {
     let rig = Rig::lenient();
     let (page, table) = (rig.page, rig.table);
     rig.on(CPU0, |sim| {
-        sim.map_table(page, Level::Pte);
+        sim.unmap_table(sim.map_table(page, Level::Pte));
         assert_eq!(rig.caught(), [SimViolation::NotATable { pfn: page }]);
         load(sim, page);
         assert_eq!(rig.caught(), [SimViolation::NotATable { pfn: page }]);
