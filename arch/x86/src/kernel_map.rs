@@ -126,6 +126,12 @@ pub fn copy_kernel_half(to: &[Slot]) {
     map.top_entries().iter().zip(to).skip(first).for_each(|(from, to)| to.store(from.load()));
 }
 
+/// The entry of a PTE table for the kernel's own data in `frame`.
+#[cfg(target_pointer_width = "32")]
+pub(crate) fn page(frame: Pfn) -> mm::pgtable::Entry {
+    tree::leaf(frame, Level::Pte, Rights::Data)
+}
+
 /// Maps the stack of `slot` and returns its top. Stacks stay mapped for good.
 ///
 /// # Errors

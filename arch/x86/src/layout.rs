@@ -11,6 +11,9 @@ pub use crate::bits::layout::{
     levels_in_use,
 };
 
+#[cfg(target_pointer_width = "32")]
+pub use crate::bits::layout::KMAP;
+
 /// A stretch of virtual addresses with one purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {

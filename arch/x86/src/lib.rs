@@ -28,4 +28,10 @@ pub mod user_access;
 #[path = "64/mod.rs"]
 mod bits;
 
+#[cfg(target_pointer_width = "32")]
+#[path = "32/mod.rs"]
+mod bits;
+
+#[cfg(target_pointer_width = "32")]
+pub use bits::kmap;
 pub use bits::{gdt, switch, trampoline};

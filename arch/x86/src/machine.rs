@@ -17,7 +17,7 @@ use mm::sync::held::HeldLocks;
 use mm::tlb::MAX_ASIDS;
 use spin::Once;
 
-use crate::bits::memory;
+use crate::bits::{self, memory};
 use crate::cpu::Features;
 use crate::ipi::{self, Vector};
 use crate::paging::Context;
@@ -165,6 +165,14 @@ unsafe impl Machine for X86 {
         (kernel().report_bad_entry)(level, entry);
     }
 
+    fn is_high(self, pfn: Pfn) -> bool {
+        memory::is_high(pfn)
+    }
+
+    fn mapped(self) -> usize {
+        memory::mapped()
+    }
+
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>] {
         // SAFETY: the frame is RAM, mapped until `unmap_table`, and holds a table; slots are atomics, so the CPU's walker and
         // other CPUs may write them too.
@@ -227,6 +235,10 @@ unsafe impl Machine for X86 {
         // SAFETY: every top table has the kernel's half; whoever loads one keeps it until another is loaded. `asids` says
         // whether there are contexts.
         unsafe { paging::load_root(pgd.0 as usize, context) }
+    }
+
+    fn latched(self, index: usize) -> Option<Entry> {
+        bits::paging::latched(index)
     }
 
     fn flush_local(self, flush: LocalFlush) {

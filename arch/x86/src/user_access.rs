@@ -78,14 +78,19 @@ impl Drop for Open {
     }
 }
 
-/// One instruction that may fault; `failed` stays 1 if it does.
+/// One instruction that may fault; `failed` stays 1 if it does. What stands `after` it is executed in any case.
 macro_rules! guarded {
-    ($instruction:literal, $($operands:tt)*) => {{
+    ($instruction:literal, $($operands:tt)*) => {
+        $crate::user_access::guarded!(before "", $instruction, after "", $($operands)*)
+    };
+    (before $before:literal, $instruction:literal, after $after:literal, $($operands:tt)*) => {{
         let failed: u32;
         asm!(
+            $before,
             concat!("2: ", $instruction),
             "xor {failed:e}, {failed:e}",
             "3:",
+            $after,
             ".pushsection exception_table, \"aR\", @progbits",
             ".balign 4",
             ".long 2b - .",

@@ -33,6 +33,7 @@ pub enum BootKind {
     /// By QEMU's `-kernel`.
     Pvh,
     /// From a UEFI disk image.
+    #[cfg(target_arch = "x86_64")]
     Uefi,
 }
 
@@ -40,6 +41,7 @@ impl fmt::Display for BootKind {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         out.write_str(match self {
             Self::Pvh => "pvh",
+            #[cfg(target_arch = "x86_64")]
             Self::Uefi => "uefi",
         })
     }
@@ -80,6 +82,7 @@ const BOOT_STACK: StackSlot = match StackSlot::new(0) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HandoffError {
     /// Physical memory is not mapped.
+    #[cfg(target_arch = "x86_64")]
     NoPhysicalMap,
     /// The start info does not begin with its magic number.
     WrongMagic,

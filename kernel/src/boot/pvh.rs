@@ -6,6 +6,8 @@
 use core::arch::global_asm;
 use core::slice;
 
+use arch_x86::layout::IMAGE;
+
 use crate::exit::{self, ExitCode};
 use crate::serial;
 
@@ -13,7 +15,7 @@ use super::memory_map::{MemoryMap, RegionKind};
 use super::{BootError, BootKind, Handoff, HandoffError, start};
 
 /// Where the kernel image is linked, less its physical address; `KERNEL_BASE` of `link.ld`.
-const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
+const KERNEL_BASE: usize = IMAGE.start;
 
 /// Type of the note that holds the entry point: `XEN_ELFNOTE_PHYS32_ENTRY`.
 const NOTE_PHYS32_ENTRY: u32 = 18;
@@ -21,165 +23,35 @@ const NOTE_PHYS32_ENTRY: u32 = 18;
 /// Bytes of the stack used until the kernel has one of its own.
 const STACK: usize = 32 << 10;
 
-// The tables made here map the first 4 GiB twice: at their own addresses, and the first of them at KERNEL_BASE.
+#[cfg_attr(target_arch = "x86", path = "pvh/stub32.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "pvh/stub64.rs")]
+mod stub;
+
+// Where the stub goes with a line at ESI, ECX bytes long: onto the serial port with it, and the status "boot failed" to QEMU's
+// exit device. That is all that can be done there.
 global_asm!(
     r#"
-    .section .note.pvh, "a", @note
-    .balign 4
-    .long 4
-    .long 8
-    .long {note}
-    .asciz "Xen"
-    .quad pvh_start - {base}
-
-    .section .bss.pvh, "aw", @nobits
-    .balign 4096
-pvh_top:      .skip 4096
-pvh_pgd:      .skip 4096
-pvh_pud_low:  .skip 4096
-pvh_pud_high: .skip 4096
-pvh_pmd:      .skip 4 * 4096
-    .balign 16
-pvh_stack:    .skip {stack}
-pvh_stack_top:
-
-    .section .rodata.pvh, "a"
-    .balign 8
-pvh_gdt:
-    .quad 0
-    .quad 0x00af9b000000ffff
-    .quad 0x00cf93000000ffff
-pvh_gdt_end:
-pvh_gdt_pointer:
-    .word pvh_gdt_end - pvh_gdt - 1
-    .long pvh_gdt - {base}
-pvh_no_long_mode_line:
-    .ascii "[    0.000000] cpu0 ERROR boot: boot failed: this CPU has no 64-bit mode\n"
-    .set pvh_no_long_mode_line_length, . - pvh_no_long_mode_line
-pvh_no_la57_line:
-    .ascii "[    0.000000] cpu0 ERROR boot: boot failed: this kernel has five levels of page tables, and this CPU knows four (no LA57)\n"
-    .set pvh_no_la57_line_length, . - pvh_no_la57_line
-
-    .section .text.pvh, "ax"
+    .section .text.pvh_give_up, "ax"
     .code32
-pvh_start:
-    cli
-    cld
-    movl %ebx, %esi
-
-    movl $0x80000000, %eax
-    cpuid
-    cmpl $0x80000001, %eax
-    jb pvh_no_long_mode
-    movl $0x80000001, %eax
-    cpuid
-    btl $29, %edx
-    jnc pvh_no_long_mode
-
-    .if {five_levels}
-    xorl %eax, %eax
-    cpuid
-    cmpl $7, %eax
-    jb pvh_no_la57
-    movl $7, %eax
-    xorl %ecx, %ecx
-    cpuid
-    btl $16, %ecx
-    jnc pvh_no_la57
-    .endif
-
-    # Four PMD tables of leaves: present, writable, 2 MiB.
-    movl $(pvh_pmd - {base}), %edi
-    movl $0x83, %eax
-    movl $2048, %ecx
-2:  movl %eax, (%edi)
-    addl $0x200000, %eax
-    addl $8, %edi
-    decl %ecx
-    jnz 2b
-
-    # The tables above them: present, writable.
-    movl $(pvh_pmd - {base} + 0x0003), pvh_pud_low - {base}
-    movl $(pvh_pmd - {base} + 0x1003), pvh_pud_low - {base} + 8
-    movl $(pvh_pmd - {base} + 0x2003), pvh_pud_low - {base} + 16
-    movl $(pvh_pmd - {base} + 0x3003), pvh_pud_low - {base} + 24
-    movl $(pvh_pmd - {base} + 0x0003), pvh_pud_high - {base} + 510 * 8
-    movl $(pvh_pud_low - {base} + 3), pvh_pgd - {base}
-    movl $(pvh_pud_high - {base} + 3), pvh_pgd - {base} + 511 * 8
-
-    # With five levels one more, which leads to those at both ends of the address space.
-    movl $(pvh_pgd - {base} + 3), pvh_top - {base}
-    movl $(pvh_pgd - {base} + 3), pvh_top - {base} + 511 * 8
-
-    # CR4.PAE and LA57, CR3, EFER.LME, then CR0.PG and CR0.WP: long mode, still in 32-bit code.
-    movl %cr4, %eax
-    .if {five_levels}
-    orl $0x1020, %eax
-    movl %eax, %cr4
-    movl $(pvh_top - {base}), %eax
-    .else
-    orl $0x20, %eax
-    movl %eax, %cr4
-    movl $(pvh_pgd - {base}), %eax
-    .endif
-    movl %eax, %cr3
-    movl $0xc0000080, %ecx
-    rdmsr
-    orl $0x100, %eax
-    wrmsr
-    movl %cr0, %eax
-    orl $0x80010000, %eax
-    movl %eax, %cr0
-
-    lgdt pvh_gdt_pointer - {base}
-    ljmpl $8, $(pvh_long_mode - {base})
-
-    # One line on the serial port and the status "boot failed" for QEMU's exit device: all that can be done here.
-pvh_no_long_mode:
-    movl $(pvh_no_long_mode_line - {base}), %esi
-    movl $pvh_no_long_mode_line_length, %ecx
-    jmp pvh_give_up
-pvh_no_la57:
-    movl $(pvh_no_la57_line - {base}), %esi
-    movl $pvh_no_la57_line_length, %ecx
+    .global pvh_give_up
 pvh_give_up:
     movw ${serial}, %dx
     rep outsb
     movl ${failed}, %eax
     movw ${exit}, %dx
     outl %eax, %dx
-3:  hlt
-    jmp 3b
-
+2:  hlt
+    jmp 2b
+    .if {long_mode}
     .code64
-pvh_long_mode:
-    movl $0x10, %eax
-    movl %eax, %ds
-    movl %eax, %es
-    movl %eax, %ss
-    xorl %eax, %eax
-    movl %eax, %fs
-    movl %eax, %gs
-    movq $pvh_stack_top, %rsp
-    xorl %ebp, %ebp
-    movl %esi, %edi
-    movabsq ${main}, %rax
-    callq *%rax
-    ud2
+    .endif
     "#,
-    note = const NOTE_PHYS32_ENTRY,
-    base = const KERNEL_BASE as i64,
-    five_levels = const cfg!(feature = "five-level") as u32,
-    stack = const STACK,
     serial = const serial::COM1,
     exit = const exit::PORT,
     failed = const ExitCode::BootFailed as u32,
-    main = sym pvh_main,
+    long_mode = const cfg!(target_arch = "x86_64") as u32,
     options(att_syntax)
 );
-
-/// The tables made above map this much physical memory at its own address.
-const REACH: u64 = 1 << 32;
 
 /// First word of `hvm_start_info`.
 const MAGIC: u32 = 0x336e_c578;
@@ -211,9 +83,9 @@ struct MemoryMapEntry {
     reserved: u32,
 }
 
-/// Called by the stub above with the physical address of `hvm_start_info`.
-extern "C" fn pvh_main(start_info: u64) -> ! {
-    start(|| read(start_info))
+/// Called by the stub with the physical address of `hvm_start_info`.
+extern "C" fn pvh_main(start_info: usize) -> ! {
+    start(|| read(start_info as u64))
 }
 
 fn read(start_info: u64) -> Result<Handoff, BootError> {
@@ -241,7 +113,7 @@ fn read(start_info: u64) -> Result<Handoff, BootError> {
         memory: MemoryMap::new(regions)?,
         rsdp: (info.rsdp != 0).then_some(info.rsdp),
         access: 0,
-        reach: REACH,
+        reach: stub::REACH,
     })
 }
 
@@ -251,7 +123,7 @@ fn read(start_info: u64) -> Result<Handoff, BootError> {
 /// Every bit pattern must be a `T`.
 unsafe fn at<T>(address: u64, count: usize) -> Result<&'static [T], HandoffError> {
     let bytes = (count * size_of::<T>()) as u64;
-    let inside = address != 0 && address.checked_add(bytes).is_some_and(|end| end <= REACH);
+    let inside = address != 0 && address.checked_add(bytes).is_some_and(|end| end <= stub::REACH);
     if !inside || !address.is_multiple_of(align_of::<T>() as u64) {
         return Err(HandoffError::StrayPointer(address));
     }

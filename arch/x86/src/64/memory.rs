@@ -23,6 +23,18 @@ pub(crate) fn map(frame: Pfn) -> usize {
 #[inline(always)]
 pub(crate) fn unmap(_address: usize) {}
 
+/// Whether a frame is not in the direct map: none is.
+#[inline(always)]
+pub(crate) fn is_high(_frame: Pfn) -> bool {
+    false
+}
+
+/// Mappings of this CPU that have not been ended: none is ever counted.
+#[inline(always)]
+pub(crate) fn mapped() -> usize {
+    0
+}
+
 /// Fills a page with zeroes. Plain stores: an emulator runs string instructions element by element.
 ///
 /// # Safety

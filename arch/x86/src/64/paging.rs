@@ -1,5 +1,7 @@
 //! What of `CR3` is the mode's.
 
+use mm::pgtable::Entry;
+
 /// Bits of `CR3` that name the root table.
 pub(crate) const CR3_ROOT: usize = !0xfff & (usize::MAX >> 12);
 
@@ -8,4 +10,9 @@ pub(crate) const CR3_ROOT: usize = !0xfff & (usize::MAX >> 12);
 #[inline(always)]
 pub(crate) fn reloading(_root: usize, reload: impl FnOnce()) {
     reload();
+}
+
+/// What the running CPU has copied of the root table: nothing.
+pub(crate) fn latched(_index: usize) -> Option<Entry> {
+    None
 }

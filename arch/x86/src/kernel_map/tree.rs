@@ -313,7 +313,7 @@ fn is_bare(level: Level) -> bool {
 }
 
 /// A global leaf, already accessed and dirty, so that the CPU never writes to it.
-fn leaf(frame: Pfn, level: Level, rights: Rights) -> Entry {
+pub(super) fn leaf(frame: Pfn, level: Level, rights: Rights) -> Entry {
     let mut bits = Bits::PRESENT | Bits::ACCESSED | Bits::GLOBAL;
     if level != Level::Pte {
         bits |= Bits::HUGE_PAGE;
