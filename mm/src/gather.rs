@@ -75,11 +75,15 @@ struct Stale {
     stride: Level,
     /// Tables went too, so paging-structure caches hold pointers to them (spec 8.4).
     freed_tables: bool,
+    /// Entries of a top table that CPUs latch went too (I38).
+    top_changed: bool,
+    /// Pointers to PTE tables went whose slots nobody can fill again before the flush: see [`tlb::flush_and_sync`].
+    unhooked: bool,
 }
 
 impl Stale {
     fn nothing<M: Machine>() -> Self {
-        Self { range: None, stride: M::Mode::TOP, freed_tables: false }
+        Self { range: None, stride: M::Mode::TOP, freed_tables: false, top_changed: false, unhooked: false }
     }
 
     fn widen(&mut self, start: u64, end: u64, level: Level) {
@@ -149,33 +153,38 @@ impl<'m, M: Machine> MmuGather<'m, M> {
     /// The PTE table in `pfn`, which translated from `address` on, has been unlinked. Under no page-table lock and in no
     /// read section, here and below: a long list is flushed at once and waits for its readers.
     pub(crate) fn pte_free_tlb(&mut self, pfn: Pfn, address: VirtAddr) {
-        self.remove_table(pfn, address);
+        self.remove_table(Level::Pte, pfn, address);
     }
 
     /// As [`Self::pte_free_tlb`], of a PMD table. It has no deposit any more (I13).
     pub(crate) fn pmd_free_tlb(&mut self, pfn: Pfn, address: VirtAddr) {
-        self.remove_table(pfn, address);
+        self.remove_table(Level::Pmd, pfn, address);
     }
 
     /// As [`Self::pte_free_tlb`], of a PUD table.
     pub(crate) fn pud_free_tlb(&mut self, pfn: Pfn, address: VirtAddr) {
-        self.remove_table(pfn, address);
+        self.remove_table(Level::Pud, pfn, address);
     }
 
-    /// As [`Self::pte_free_tlb`], of a table of any level below the top.
+    /// As [`Self::pte_free_tlb`], of a table of any level below the top whose region is gone, so that nothing comes in its place
+    /// before the gather ends.
     pub(crate) fn free_tlb(&mut self, level: Level, pfn: Pfn, address: VirtAddr) {
         match level {
-            Level::Pte => self.pte_free_tlb(pfn, address),
+            Level::Pte => {
+                self.stale.unhooked = true;
+                self.pte_free_tlb(pfn, address);
+            }
             Level::Pmd => self.pmd_free_tlb(pfn, address),
             _ => self.pud_free_tlb(pfn, address),
         }
     }
 
-    fn remove_table(&mut self, pfn: Pfn, address: VirtAddr) {
+    fn remove_table(&mut self, level: Level, pfn: Pfn, address: VirtAddr) {
         // One page of the table's span is enough: its flush drops every paging-structure entry (spec 8.5).
         let start = address.page().0;
         self.stale.widen(start, start + PAGE_SIZE as u64, Level::Pte);
         self.stale.freed_tables = true;
+        self.stale.top_changed |= M::Mode::LATCHED_TOP && M::Mode::below(M::Mode::TOP) == Some(level);
         self.garbage.push_table(self.mm.memory(), pfn);
         if self.garbage.tables() >= TABLES {
             self.flush();
@@ -185,9 +194,15 @@ impl<'m, M: Machine> MmuGather<'m, M> {
 
     /// Flushes what has been collected on every CPU that may hold it (`tlb_flush_mmu_tlbonly`). A page-table lock may be held.
     pub(crate) fn invalidate(&mut self) {
-        let Stale { range, stride, freed_tables } = core::mem::replace(&mut self.stale, Stale::nothing::<M>());
-        if let Some(range) = range {
-            tlb::flush_mm_range(self.mm, TlbFlush { range, stride, freed_tables });
+        let Stale { range, stride, freed_tables, top_changed, unhooked } =
+            core::mem::replace(&mut self.stale, Stale::nothing::<M>());
+        let Some(range) = range else { return };
+        let what = TlbFlush { range, stride, freed_tables, top_changed };
+        // Nobody looks anything up in an address space that ends.
+        if unhooked && !self.mm.is_ending() {
+            tlb::flush_and_sync(self.mm, what);
+        } else {
+            tlb::flush_mm_range(self.mm, what);
         }
     }
 
@@ -205,6 +220,7 @@ impl<'m, M: Machine> MmuGather<'m, M> {
             // What was none here was perhaps taken out by another gather, tables included, and is not flushed yet.
             self.stale.widen(0, M::Mode::USER_END.0, Level::Pte);
             self.stale.freed_tables = true;
+            self.stale.top_changed = M::Mode::LATCHED_TOP;
         }
         self.flush();
         self.pages.release();

@@ -9,7 +9,7 @@ use crate::frame::FrameAllocator;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig, SimMachine, User};
 use crate::memory::Memory;
-use crate::pgtable::{Level, PagingMode, Protection, Slot64};
+use crate::pgtable::{Level, PagingMode, Protection, Slot64, pgd_layout};
 use crate::slab::SlabKind;
 use crate::vma::Access;
 
@@ -43,6 +43,11 @@ impl<Mode: PagingMode> World<Mode> {
 
     pub(crate) fn mm(&self) -> MmRef<Sim<Mode>> {
         Mm::create(self.memory).expect("memory for an address space")
+    }
+
+    /// Tables that `mm` consists of, the top one included where that is a frame of its own (I8).
+    pub(crate) fn tables_of(&self, mm: &Mm<Sim<Mode>>) -> u64 {
+        mm.linked_table_bytes() / PAGE_SIZE as u64 + u64::from(pgd_layout::<Sim<Mode>>().is_none())
     }
 
     pub(crate) fn free_frames(&self) -> u64 {

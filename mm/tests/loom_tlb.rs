@@ -81,7 +81,7 @@ impl Space {
     fn unmap(&self, cpu: Cpu, page: usize, freed_tables: bool) {
         self.entries[page].store(0, Ordering::Relaxed);
         let range = VirtRange { start: address(page), end: address(page + 1) };
-        tlb::flush(cpu, &self.tlb, TlbFlush { range, stride: Level::Pte, freed_tables });
+        tlb::flush(cpu, &self.tlb, TlbFlush { range, stride: Level::Pte, freed_tables, top_changed: false });
         self.gone[page].store(true, Ordering::SeqCst);
     }
 

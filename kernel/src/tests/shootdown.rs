@@ -151,7 +151,7 @@ ktest! {
                         let waits = await_waiting(CpuSet::only(CpuId(1)));
                         let before = flushes_served(CpuId(1));
                         let range = pages(0, 1);
-                        tlb::flush(X86, mm.tlb(), TlbFlush { range, stride: Level::Pte, freed_tables: false });
+                        tlb::flush(X86, mm.tlb(), TlbFlush { range, stride: Level::Pte, freed_tables: false, top_changed: false });
                         (waits, flushes_served(CpuId(1)) - before)
                     });
                     // Also when there was no lock to hold, or the other would wait for ever.

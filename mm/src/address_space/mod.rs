@@ -14,10 +14,11 @@ pub use collapse::CollapseError;
 pub use map::{MapError, Mapping};
 
 use crate::address::{PhysAddr, VirtAddr};
+use crate::config::PAGE_SIZE;
 use crate::gather::FlushPending;
 use crate::machine::Machine;
 use crate::memory::{Memory, OutOfMemory};
-use crate::pgtable::{DepositList, PageTableLock, PagingMode, pgd_alloc, pgd_free};
+use crate::pgtable::{DepositList, PageTableLock, PagingMode, pgd_alloc, pgd_free, pgd_mop_up};
 use crate::slab::SlabKind;
 use crate::sync::OwnLine;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -73,7 +74,7 @@ impl<M: Machine> Mm<M> {
             deposits: OwnLine(DepositList::new()),
             tlb: MmTlb::new(memory.next_mm_id(), pgd.address()),
             counts: OwnLine(Counts {
-                pgtables_bytes: AtomicU64::new(0),
+                pgtables_bytes: AtomicU64::new((M::Mode::PREALLOCATED * PAGE_SIZE) as u64),
                 references: AtomicU32::new(1),
                 flush_pending: FlushPending::new(),
             }),
@@ -139,6 +140,12 @@ impl<M: Machine> Mm<M> {
         &self.counts.0.flush_pending
     }
 
+    /// Whether the last reference has gone.
+    pub(crate) fn is_ending(&self) -> bool {
+        // Relaxed: whoever asks has a reference, or is the one who dropped the last.
+        self.counts.0.references.load(Ordering::Relaxed) == 0
+    }
+
     /// Bytes of linked tables below the top one (I7).
     pub fn linked_table_bytes(&self) -> u64 {
         self.pgtables_bytes().load(Ordering::Relaxed)
@@ -180,6 +187,7 @@ impl<M: Machine> Drop for MmRef<M> {
         let memory = self.memory;
         self.exit_mmap();
         tlb::evict_lazy(memory.machine(), &self.tlb);
+        self.pgtables_bytes().fetch_sub(pgd_mop_up(memory, self.pgd) * PAGE_SIZE as u64, Ordering::Relaxed);
         debug_assert_eq!(self.linked_table_bytes(), 0, "page tables left behind (I6)");
         assert!(self.deposits.0.is_empty(), "deposited tables left behind (I13)");
         pgd_free(memory, self.pgd);

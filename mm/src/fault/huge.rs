@@ -55,7 +55,7 @@ impl<M: Machine> Fault<'_, M> {
             // Advice has perhaps just taken out a table here whose small pages are still in TLBs, lazy CPUs' included: those go
             // before a large translation can come beside them (I34).
             let range = span_of::<M::Mode>(Level::Pmd, self.address);
-            tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true });
+            tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true, top_changed: false });
         }
         deposit(mm, self.pmd, &guard, table);
         // Relaxed: a count, checked when nobody changes it any more (I6, I7).

@@ -37,7 +37,7 @@ pub enum LocalFlush {
         /// Bytes that the smallest leaf in the range maps.
         stride: u64,
     },
-    /// Everything of the loaded address space.
+    /// Everything of the loaded address space, what is latched of its top table included: the table is loaded again.
     AddressSpace,
 }
 
@@ -185,7 +185,8 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     /// Drops translations of the loaded address space on this CPU only.
     fn flush_local(self, flush: LocalFlush);
     /// What this CPU holds of entry `index` of the top table it has loaded, as that table had it then, without what the
-    /// hardware adds; `None` where CPUs read the top table's entries from memory when they need them.
+    /// hardware adds; `None` where CPUs read the top table's entries from memory when they need them
+    /// ([`LATCHED_TOP`](PagingMode::LATCHED_TOP)), or nobody keeps a record.
     fn latched(self, _index: usize) -> Option<Entry> {
         None
     }

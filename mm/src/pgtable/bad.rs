@@ -6,20 +6,21 @@
 //! not none but by exchange, so the exchange below takes nothing away but the bad entry itself. What the entry pointed to
 //! stays where it is.
 
-use super::{Entry, EntrySlot, Level, Slot};
+use super::{Entry, Level, Slot};
 use crate::machine::Machine;
 use crate::stats::Counter;
 
 /// The entry of `slot`, from one read; none in place of a bad one (`pmd_none_or_clear_bad`). Takes no lock.
 pub(super) fn entry_or_clear_bad<M: Machine>(machine: M, slot: Slot<'_, M>) -> Entry {
-    let entry = slot.load();
+    let raw = slot.load_raw_stable();
+    let entry = slot.logical(raw);
     let level = slot.table().level();
     if !is_bad(entry, level) {
         return entry;
     }
-    if slot.cell().compare_exchange(entry, Entry::NONE).is_ok() {
+    if slot.clear_raw(raw) {
         machine.local().stats.bump(Counter::BadEntries);
-        machine.report_bad_entry(level, entry);
+        machine.report_bad_entry(level, raw);
     }
     // Whatever came instead meanwhile is for the next look.
     Entry::NONE

@@ -43,10 +43,10 @@ pub(crate) fn unhook_for_collapse<M: Machine, E>(
     let _own = guard.nested(mm, entry, Level::Pte);
     let table = Table::map(mm.memory(), &rcu, entry.pfn(), Level::Pte);
     judge(&mut table.slots().iter().map(EntrySlot::load))?;
-    pmd.cell().swap(Entry::NONE);
-    // As of a freed table: no CPU may walk the table any more, lazy ones included.
+    pmd.swap(Entry::NONE);
+    // As of a freed table: no CPU may walk the table any more, lazy ones included. The slot may point to another table soon.
     let range = span_of::<M::Mode>(Level::Pmd, address);
-    tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true });
+    tlb::flush_and_sync(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true, top_changed: false });
     Ok(Some(Unhooked { pfn: entry.pfn() }))
 }
 

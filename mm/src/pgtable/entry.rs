@@ -30,10 +30,10 @@ impl Protection {
 pub struct Entry(pub u64);
 
 impl Entry {
-    const PRESENT: u64 = 1 << 0;
+    pub(super) const PRESENT: u64 = 1 << 0;
     const WRITE: u64 = 1 << 1;
     const USER: u64 = 1 << 2;
-    const ACCESSED: u64 = 1 << 5;
+    pub(super) const ACCESSED: u64 = 1 << 5;
     const DIRTY: u64 = 1 << 6;
     const HUGE: u64 = 1 << 7;
     /// Software bit: the frame has no references to count (the shared zero page).
@@ -42,7 +42,7 @@ impl Entry {
     const INVALIDATED: u64 = 1 << 10;
     /// Software bit, above the PTE level: of an explicit huge mapping, which is never split and has no deposit.
     const EXPLICIT: u64 = 1 << 11;
-    const NO_EXECUTE: u64 = 1 << 63;
+    pub(super) const NO_EXECUTE: u64 = 1 << 63;
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     /// Bits a table pointer carries besides its address. Access rights are decided at the leaf.
     const TABLE: u64 = Self::PRESENT | Self::WRITE | Self::USER | Self::ACCESSED | Self::DIRTY;
@@ -179,17 +179,24 @@ impl fmt::Debug for Entry {
 }
 
 /// The memory location of an entry. A trait of the mode, because a PAE entry is two words with an order between them.
+///
+/// Only the holder of the table's lock, or who alone can reach the table, changes an entry; apart from A and D, which walkers
+/// set, and from a bad entry, which whoever finds it takes out.
 pub trait EntrySlot: Send + Sync + 'static {
+    /// Whether a load is one access, and so always a value that the slot held.
+    const ONE_ACCESS: bool;
+
     /// A slot that holds `entry`.
     fn new(entry: Entry) -> Self;
-    /// The value at one instant. Acquire: what was written before a table or page was published is visible through it
-    /// (pairs with `store`, spec 7.4).
+    /// The value at one instant, if that is [one access](Self::ONE_ACCESS). Acquire: what was written before a table or page
+    /// was published is visible through it (pairs with `store`, spec 7.4).
     fn load(&self) -> Entry;
     /// Replaces a none entry, or any entry of a table nobody can reach. Release: pairs with `load`.
     fn store(&self, entry: Entry);
     /// Replaces any entry and returns what was there, A and D bits set meanwhile included (I35).
     fn swap(&self, entry: Entry) -> Entry;
-    /// Replaces `current` by `new`, or says what is there instead.
+    /// Replaces `current` by `new`, or says what is there instead. Others may see the entry not present for a moment, but
+    /// never a huge one none.
     fn compare_exchange(&self, current: Entry, new: Entry) -> Result<(), Entry>;
 }
 
@@ -198,6 +205,8 @@ pub trait EntrySlot: Send + Sync + 'static {
 pub struct Slot64(AtomicU64);
 
 impl EntrySlot for Slot64 {
+    const ONE_ACCESS: bool = true;
+
     fn new(entry: Entry) -> Self {
         Self(AtomicU64::new(entry.0))
     }

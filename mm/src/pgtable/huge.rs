@@ -110,20 +110,13 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
     /// Changes the entry to another for the same page, and returns the old and the new one. Walkers may set A and D
     /// meanwhile, so it is retried until nothing came between; at no moment is the slot none (I28).
     pub(crate) fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
-        let mut old = self.load();
-        loop {
-            let new = change(old);
-            match self.slot.cell().compare_exchange(old, new) {
-                Ok(()) => return (old, new),
-                Err(current) => old = current,
-            }
-        }
+        self.slot.update(change)
     }
 
     /// Takes the entry out (I35), and the table deposited for it unless it was explicit. The block's reference is the
     /// caller's now; the spare table is to be dropped without the lock.
     pub(crate) fn clear(&self) -> (Entry, Option<UnpublishedTable<'m, M>>) {
-        let entry = self.slot.cell().swap(Entry::NONE);
+        let entry = self.slot.swap(Entry::NONE);
         self.mm.memory().memmap().page(entry.pfn()).unmap();
         if entry.is_explicit() {
             return (entry, None);
@@ -141,7 +134,7 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
         debug_assert!(!entry.is_explicit(), "an explicit huge page is split");
         // From here on walkers fault, and whoever looks without a lock sees a huge entry. The exchange returns the last A
         // and D there will be (I35).
-        let entry = self.slot.cell().swap(entry.invalidated());
+        let entry = self.slot.swap(entry.invalidated());
         flush_huge(self.mm, self.span);
         let table = deposit::withdraw(self.mm, self.slot, &self.guard);
         memory.frames().split_block(entry.pfn(), HugeSize::Pmd.order::<M::Mode>());
@@ -157,7 +150,7 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
         drop(slots);
         // Release: who follows the pointer finds the table filled (pairs with `load`). The invalidated entry may be replaced
         // by a plain store: no walker changes what is not present.
-        self.slot.cell().store(table.into_entry());
+        self.slot.store(table.into_entry());
         memory.machine().local().stats.bump(Counter::HugeSplits);
     }
 }
@@ -167,7 +160,7 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
 /// walkers would cache the pages that come in the entry's place beside it (I34).
 fn flush_huge<M: Machine>(mm: &Mm<M>, span: VirtRange) {
     let range = VirtRange { start: span.start, end: VirtAddr(span.start.0 + PAGE_SIZE as u64) };
-    tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true });
+    tlb::flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true, top_changed: false });
 }
 
 /// Locks the transparent huge entry that `pmd` holds for `address`; `None`, without the lock, if it holds anything else once
@@ -193,7 +186,7 @@ pub fn leaf_at<M: Machine>(mm: &Mm<M>, address: VirtAddr) -> Option<(Level, Entr
     let rcu = rcu::read_lock(mm.machine());
     let mut table = Table::top(mm);
     loop {
-        let (level, entry) = (table.level(), table.slot(address).load());
+        let (level, entry) = (table.level(), table.slot(address).load_stable());
         if entry.is_none() {
             return None;
         }

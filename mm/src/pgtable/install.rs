@@ -2,18 +2,20 @@
 //!
 //! Rules kept: a table is constructed before its entry is visible (I3: release store here, acquire load in the walk). Both
 //! "still none" and "the region is still there" are checked under the lock of the slot, at every level, before the store
-//! (I15, R1, and the design's rule for lockless region lookup). The loser of a race destroys its spare.
+//! (I15, R1, and the design's rule for lockless region lookup). The loser of a race destroys its spare. Where CPUs latch the top
+//! table's entries, all that run on it know a new one before the lock of the slot drops (R31).
 
 use super::alloc::{OutOfTables, UnpublishedTable};
 use super::bad::entry_or_clear_bad;
 use super::lockptr::lock_table_of;
-use super::{Entry, EntrySlot, Level, PagingMode, PteLocked, PteMap, Slot, Table, pte_offset_map, pte_offset_map_lock};
+use super::{Entry, Level, PagingMode, PteLocked, PteMap, Slot, Table, pte_offset_map, pte_offset_map_lock};
 use crate::address::VirtAddr;
 use crate::address_space::Mm;
 use crate::config::PAGE_SIZE;
 use crate::machine::Machine;
 use crate::sync::atomic::Ordering;
 use crate::sync::rcu::{self, RcuRead};
+use crate::tlb;
 use crate::vma::Vma;
 
 /// Why a table could not be provided.
@@ -180,7 +182,10 @@ fn publish<M: Machine>(
     // Relaxed: a count, checked when nobody changes it any more (I6, I7).
     mm.pgtables_bytes().fetch_add(PAGE_SIZE as u64, Ordering::Relaxed);
     let entry = table.into_entry();
-    slot.cell().store(entry);
+    slot.store(entry);
+    if slot.table().level() == M::Mode::TOP {
+        tlb::flush_top(mm);
+    }
     Ok(entry)
 }
 

@@ -13,11 +13,14 @@ mod lockptr;
 mod mode;
 mod nolock;
 mod offset;
+#[cfg(all(test, not(loom)))]
+mod pae_tests;
 mod pgd;
 mod ptlock;
 mod reclaim;
 mod remove;
 mod second;
+mod slot_pae;
 mod table;
 mod zap;
 
@@ -35,19 +38,18 @@ pub use lockptr::{
     huge_pte_lock, huge_pte_lockptr, pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr,
     ptep_lockptr, pud_lock, pud_lockptr,
 };
-#[cfg(all(any(test, feature = "sim"), not(loom)))]
-pub use mode::SmallTop;
-pub use mode::{FiveLevel, FourLevel, Level, PagingMode, Tiny};
+pub use mode::{FiveLevel, FourLevel, Level, Pae, PagingMode, Tiny};
 pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same};
 pub use offset::{
     PteLocked, PteMap, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock, pte_unmap, pte_unmap_unlock,
 };
 #[cfg(all(any(test, feature = "sim"), not(loom)))]
 pub(crate) use pgd::pgd_layout;
-pub(crate) use pgd::{pgd_alloc, pgd_free};
+pub(crate) use pgd::{pgd_alloc, pgd_free, pgd_mop_up};
 pub use pgd::{pgtable_cache_init, pgtable_init};
 pub use ptlock::{PageTableLock, PtlGuard, PtlStorage, ptlock_cache_init};
 pub(crate) use remove::{Leaf, Regions, entry_end, for_each_leaf, free_pgtables, pmd_table_of};
 pub(crate) use second::{PteSecond, pte_offset_map_lock_second};
+pub use slot_pae::SlotPae;
 pub use table::{Slot, Table};
 pub(crate) use zap::unmap_page_range;

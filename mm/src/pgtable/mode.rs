@@ -3,7 +3,8 @@
 //! Rule: nothing in `mm` assumes a number of entries at any level; it asks the mode. Levels a mode folds away do not
 //! appear in `below`, so a walk never meets them.
 
-use super::entry::{EntrySlot, Slot64};
+use super::entry::{Entry, EntrySlot, Slot64};
+use super::slot_pae::SlotPae;
 use crate::address::VirtAddr;
 
 /// A level of the page table, by Linux's names.
@@ -31,6 +32,10 @@ pub trait PagingMode: 'static {
     const TOP: Level;
     /// First address beyond the user half.
     const USER_END: VirtAddr;
+    /// Entries of the top table that have their tables from its creation on.
+    const PREALLOCATED: usize = 0;
+    /// CPUs copy the top table's entries when they load it, so a changed one counts only after it is loaded again.
+    const LATCHED_TOP: bool = false;
 
     /// Number of entries of a table of `level`.
     fn entries(level: Level) -> usize;
@@ -38,6 +43,16 @@ pub trait PagingMode: 'static {
     fn shift(level: Level) -> u32;
     /// The level of the tables that entries of `level` point to; `None` below the PTE level.
     fn below(level: Level) -> Option<Level>;
+
+    /// What hardware wants of `entry` in a table of `level`.
+    fn to_hardware(_level: Level, entry: Entry) -> Entry {
+        entry
+    }
+
+    /// The inverse of [`to_hardware`](Self::to_hardware); what that cannot have made is neither none nor well formed.
+    fn from_hardware(_level: Level, entry: Entry) -> Entry {
+        entry
+    }
 
     /// Bytes one entry of a table of `level` covers.
     fn entry_span(level: Level) -> u64 {
@@ -82,17 +97,21 @@ impl PagingMode for FourLevel {
     }
 }
 
-/// A top table of four entries, 32 bytes, and below it PMD and PTE tables of 512, as PAE has them: for the tests of what is
-/// smaller than a frame.
-#[cfg(all(any(test, feature = "sim"), not(loom)))]
-pub struct SmallTop;
+/// 32-bit x86 with PAE: a PGD (the PDPT) of four entries, 32 bytes; PMD and PTE tables of 512. P4D and PUD are folded (SDM
+/// 3A, 4.4). The kernel's quarter is the last entry, whose table all address spaces share.
+pub struct Pae;
 
-#[cfg(all(any(test, feature = "sim"), not(loom)))]
-impl PagingMode for SmallTop {
-    type Slot = Slot64;
-    const NAME: &'static str = "small top table";
+/// What is ignored in a present entry of the PDPT, or is no concern of ours: A, which emulators set (spec 6.3), PWT, PCD, bits
+/// 9 to 11.
+const PDPTE_IGNORED: u64 = Entry::ACCESSED | 0b11 << 3 | 0b111 << 9;
+
+impl PagingMode for Pae {
+    type Slot = SlotPae;
+    const NAME: &'static str = "PAE";
     const TOP: Level = Level::Pgd;
     const USER_END: VirtAddr = VirtAddr(3 << 30);
+    const PREALLOCATED: usize = 3;
+    const LATCHED_TOP: bool = true;
 
     fn entries(level: Level) -> usize {
         if level > Level::Pmd { 4 } else { 512 }
@@ -108,6 +127,20 @@ impl PagingMode for SmallTop {
             Level::Pmd => Some(Level::Pte),
             Level::Pud | Level::P4d | Level::Pgd => Some(Level::Pmd),
         }
+    }
+
+    fn to_hardware(level: Level, entry: Entry) -> Entry {
+        // Rights, A and D are reserved bits there (I39).
+        if level > Level::Pmd && entry.is_table() { Entry(entry.pfn().address() | Entry::PRESENT) } else { entry }
+    }
+
+    fn from_hardware(level: Level, entry: Entry) -> Entry {
+        if level <= Level::Pmd || !entry.is_present() {
+            return entry;
+        }
+        let is_table = entry.0 & !PDPTE_IGNORED == entry.pfn().address() | Entry::PRESENT;
+        // No pointer to a table has this bit, so an entry with a reserved one is bad whatever else it looks like.
+        if is_table { Entry::table(entry.pfn()) } else { Entry(entry.0 | Entry::NO_EXECUTE) }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::bad::entry_or_clear_bad;
 use super::ptlock::PtlGuard;
-use super::{Entry, EntrySlot, Level, PagingMode, Slot, Table, pmd_same};
+use super::{Entry, Level, PagingMode, Slot, Table, pmd_same};
 use crate::address::VirtAddr;
 use crate::address_space::Mm;
 use crate::machine::Machine;
@@ -41,19 +41,12 @@ impl<M: Machine> PteMap<'_, M> {
     /// Fills a none entry. The caller holds the table's lock, here and below.
     pub(super) fn set(&self, entry: Entry) {
         debug_assert!(self.load().is_none(), "a present entry is replaced by exchange (I35)");
-        self.slot().cell().store(entry);
+        self.slot().store(entry);
     }
 
     /// See [`PteLocked::update`].
     pub(super) fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
-        let mut old = self.load();
-        loop {
-            let new = change(old);
-            match self.slot().cell().compare_exchange(old, new) {
-                Ok(()) => return (old, new),
-                Err(current) => old = current,
-            }
-        }
+        self.slot().update(change)
     }
 
     /// Turns to another address of the same table.
@@ -112,7 +105,7 @@ impl<'m, M: Machine> PteLocked<'m, M> {
 
     /// Takes the entry out, with the A and D bits a walker has set until now (I35).
     pub(crate) fn clear(&self) -> Entry {
-        self.map.slot().cell().swap(Entry::NONE)
+        self.map.slot().swap(Entry::NONE)
     }
 
     /// Changes a present entry to another for the same page, and returns the old and the new one. Walkers may set A and D

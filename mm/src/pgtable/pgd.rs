@@ -2,7 +2,8 @@
 //!
 //! Rules kept: an object is as large as the table and aligned to its size, since the CPU asks for that. It shares its frame
 //! with others, so it has no descriptor: it owns no lock and is no frame of page tables (I8). A top table that owns a lock, as
-//! a PMD table does, is a frame whatever its size.
+//! a PMD table does, is a frame whatever its size. In a mode that wants so, the user half's tables below are there from the
+//! start; if one cannot be made, none is left (I43). The kernel's entries are copied, and point to tables that all share.
 #![allow(unsafe_code)]
 
 use super::alloc::{OutOfTables, UnpublishedTable, pagetable_dtor_free};
@@ -61,11 +62,13 @@ impl<M: Machine> UnpublishedPgd<'_, M> {
 
 impl<M: Machine> Drop for UnpublishedPgd<'_, M> {
     fn drop(&mut self) {
+        pgd_mop_up(self.memory, self.address);
         pgd_free(self.memory, self.address);
     }
 }
 
-/// Makes the top table of a new address space, with the kernel's entries in it.
+/// Makes the top table of a new address space, with the kernel's entries in it, and the tables below it that are there from the
+/// start.
 ///
 /// # Errors
 ///
@@ -81,9 +84,43 @@ pub(crate) fn pgd_alloc<M: Machine>(memory: &Memory<M>) -> Result<UnpublishedPgd
         if pgd_layout::<M>().is_some() {
             table.slots().iter().for_each(|slot| slot.store(Entry::NONE));
         }
+        preallocate(memory, &table)?;
         memory.machine().fill_kernel_entries(table.slots());
     }
     Ok(pgd)
+}
+
+/// Makes the tables that `top` has from the start. If one fails the others are made all the same, and what there is then goes
+/// with the top table (spec 3.5).
+fn preallocate<M: Machine>(memory: &Memory<M>, top: &Table<'_, M>) -> Result<(), OutOfTables> {
+    let mut outcome = Ok(());
+    for (index, below) in preallocated::<M>() {
+        match UnpublishedTable::allocate(memory, below) {
+            Ok(table) => top.slot_at(index).store(table.into_entry()),
+            Err(error) => outcome = Err(error),
+        }
+    }
+    outcome
+}
+
+/// The slots of a top table that are filled from the start, and the level of the tables there.
+fn preallocated<M: Machine>() -> impl Iterator<Item = (usize, Level)> {
+    let below = M::Mode::below(M::Mode::TOP);
+    (0..M::Mode::PREALLOCATED).filter_map(move |index| Some((index, below?)))
+}
+
+/// Destroys what is left of the tables that [`pgd_alloc`] made below the top table at `pgd`, and returns their number: those
+/// that no unmapping took with it. They are all none. Nobody has the table loaded or refers to it.
+pub(crate) fn pgd_mop_up<M: Machine>(memory: &Memory<M>, pgd: PhysAddr) -> u64 {
+    let mut count = 0;
+    for (index, level) in preallocated::<M>() {
+        let entry = Table::map_top(memory, pgd).slot_at(index).swap(Entry::NONE);
+        if entry.is_table() {
+            drop(UnpublishedTable::adopt(memory, entry.pfn(), level));
+            count += 1;
+        }
+    }
+    count
 }
 
 /// Frees the top table of an address space that no CPU has loaded and nobody refers to any more (I36).

@@ -12,9 +12,10 @@ use super::{Entry, EntrySlot, Level, PteLocked, Slot, Table, pmd_offset};
 use crate::address::{Pfn, VirtAddr};
 use crate::address_space::Mm;
 use crate::config::PAGE_SIZE;
-use crate::machine::Machine;
+use crate::machine::{Machine, SlotOf};
 use crate::sync::atomic::Ordering;
 use crate::sync::rcu;
+use crate::tlb;
 
 /// Unlinks the table of `pte`, which is in `pmd`, if its PMD lock is free now. The caller has cleared every entry since it
 /// took the PTE lock. Never where the two locks are one (spec 2.1).
@@ -22,6 +23,7 @@ pub(super) fn try_unlink_held<M: Machine>(mm: &Mm<M>, pte: &PteLocked<'_, M>, pm
     let _parent = pmd_trylock(pte.guard(), mm, pmd)?;
     // The slot names the table as long as its lock is held (I16).
     unlink(mm, pmd, pte.pmd(), Level::Pte);
+    sync_readers(mm);
     Some(pte.pmd().pfn())
 }
 
@@ -42,6 +44,7 @@ pub(super) fn try_unlink_empty<M: Machine>(mm: &Mm<M>, address: VirtAddr) -> Opt
         return None;
     }
     unlink(mm, pmd, entry, Level::Pte);
+    sync_readers(mm);
     Some(entry.pfn())
 }
 
@@ -49,10 +52,18 @@ pub(super) fn try_unlink_empty<M: Machine>(mm: &Mm<M>, address: VirtAddr) -> Opt
 /// table must be flushed and wait for its readers before it is freed.
 pub(super) fn unlink<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, entry: Entry, level: Level) {
     debug_assert!(is_empty(&Table::map_private(mm.memory(), entry.pfn(), level)), "a table in use is unlinked");
-    slot.cell().swap(Entry::NONE);
+    slot.swap(Entry::NONE);
     mm.memory().memmap().page(entry.pfn()).mark_detached();
     // Now, not when it is freed: that will not know the address space (spec 3.2).
     mm.pgtables_bytes().fetch_sub(PAGE_SIZE as u64, Ordering::Relaxed);
+}
+
+/// A fault may store a pointer to another table as soon as the PMD lock drops. Where a reader of the slot takes two accesses,
+/// none may have made one of them by then (R29), on whatever CPU (R30): they make both with interrupts off.
+fn sync_readers<M: Machine>(mm: &Mm<M>) {
+    if !<SlotOf<M> as EntrySlot>::ONE_ACCESS {
+        tlb::sync_all_cpus(mm.machine());
+    }
 }
 
 fn is_empty<M: Machine>(table: &Table<'_, M>) -> bool {

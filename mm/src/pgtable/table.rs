@@ -80,6 +80,11 @@ impl<'r, M: Machine> Table<'r, M> {
         self.slots
     }
 
+    /// Slot number `index`.
+    pub(crate) fn slot_at(&self, index: usize) -> Slot<'_, M> {
+        Slot { table: self, index }
+    }
+
     /// The slot that translates `address`.
     pub fn slot(&self, address: VirtAddr) -> Slot<'_, M> {
         Slot { table: self, index: M::Mode::index(self.level, address) }
@@ -116,18 +121,81 @@ impl<'t, M: Machine> Slot<'t, M> {
         self.table
     }
 
-    /// The entry at one instant. It may change at once unless the table's lock is held.
+    /// The entry at one instant. It may change at once unless the table's lock is held, or be torn where it is two words; so
+    /// nothing may be done by it without the lock but to compare. See [`load_stable`](Self::load_stable).
     pub fn load(&self) -> Entry {
-        self.cell().load()
+        self.logical(self.load_raw())
+    }
+
+    /// The entry at one instant, never torn (I40).
+    ///
+    /// Where it is two words, interrupts are off meanwhile. Torn would be half of each of two tables' pointers, with no entry
+    /// between them that this CPU sees. But no pointer to a second table is stored before all CPUs have taken an interrupt
+    /// since the first was taken out (`unlink`), so not both fall into this load (R29, R30).
+    pub(super) fn load_stable(&self) -> Entry {
+        self.logical(self.load_raw_stable())
+    }
+
+    /// As [`load_stable`](Self::load_stable), the bits as they are there.
+    pub(super) fn load_raw_stable(&self) -> Entry {
+        if <SlotOf<M> as EntrySlot>::ONE_ACCESS {
+            return self.load_raw();
+        }
+        let irqs = self.table.machine.irq_save();
+        let raw = self.load_raw();
+        self.table.machine.irq_restore(irqs);
+        raw
+    }
+
+    /// Takes a bad entry out unless it has changed since it was read by [`load_raw_stable`](Self::load_raw_stable).
+    pub(super) fn clear_raw(&self, raw: Entry) -> bool {
+        self.cell().compare_exchange(raw, Entry::NONE).is_ok()
     }
 
     /// Fills a none slot; `guard` is of its table's lock.
     pub(crate) fn fill(&self, _guard: &PtlGuard<'_, M>, entry: Entry) {
         debug_assert!(self.load().is_none(), "a present entry is replaced by exchange (I35)");
-        self.cell().store(entry);
+        self.store(entry);
     }
 
-    pub(super) fn cell(&self) -> &'t SlotOf<M> {
+    /// Fills a slot that holds no present entry. The caller holds the table's lock, here and below.
+    pub(super) fn store(&self, entry: Entry) {
+        self.cell().store(self.hardware(entry));
+    }
+
+    /// Replaces the entry and returns what was there (I35).
+    pub(super) fn swap(&self, entry: Entry) -> Entry {
+        self.logical(self.cell().swap(self.hardware(entry)))
+    }
+
+    /// Changes a present entry to another for the same page, and returns the old and the new one. Walkers may set A and D
+    /// meanwhile, so it is retried until nothing came between.
+    pub(super) fn update(&self, change: impl Fn(Entry) -> Entry) -> (Entry, Entry) {
+        let mut old = self.load();
+        loop {
+            let new = change(old);
+            match self.cell().compare_exchange(self.hardware(old), self.hardware(new)) {
+                Ok(()) => return (old, new),
+                Err(current) => old = self.logical(current),
+            }
+        }
+    }
+
+    fn load_raw(&self) -> Entry {
+        self.cell().load()
+    }
+
+    /// What hardware wants of `entry` here.
+    fn hardware(&self, entry: Entry) -> Entry {
+        M::Mode::to_hardware(self.table.level, entry)
+    }
+
+    /// What hardware's `raw` bits mean here.
+    pub(super) fn logical(&self, raw: Entry) -> Entry {
+        M::Mode::from_hardware(self.table.level, raw)
+    }
+
+    fn cell(&self) -> &'t SlotOf<M> {
         &self.table.slots[self.index]
     }
 }

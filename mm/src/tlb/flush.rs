@@ -3,15 +3,16 @@
 //! Rules kept:
 //! - when a flush returns, no CPU translates by what the tables said before it, except lazily, where nobody uses it (I29);
 //! - a flush that frees tables reaches lazy CPUs too, since those still walk (I33, R25); another passes them by;
+//! - a changed entry of a top table that CPUs latch is loaded again by each of them (I38, R31);
 //! - generations may arrive out of order: a CPU drops single pages only if that brings it exactly from one generation to
 //!   the next and up to date, else everything, and so never notes a generation it has skipped a part of (I31, R24).
 
 use super::{MmTlb, shootdown, switch};
-use crate::address::VirtRange;
+use crate::address::{VirtAddr, VirtRange};
 use crate::address_space::Mm;
 use crate::cpu::CpuSet;
-use crate::machine::{LocalFlush, Machine};
-use crate::pgtable::{Level, PagingMode};
+use crate::machine::{LocalFlush, Machine, SlotOf};
+use crate::pgtable::{EntrySlot, Level, PagingMode};
 use crate::stats::Counter;
 use crate::sync::atomic::{Ordering, fence};
 
@@ -29,6 +30,9 @@ pub struct TlbFlush {
     /// One page of the range below each table is enough, because any flush of a page drops every cached pointer to a
     /// table (spec 8.5).
     pub freed_tables: bool,
+    /// An entry of a top table has changed that CPUs latch (spec 6.1): those that run on it load it again. Lazy ones do so when
+    /// they come back, unless tables have been freed besides.
+    pub top_changed: bool,
 }
 
 /// A flush as a CPU gets it: one generation of one address space.
@@ -37,6 +41,8 @@ pub(super) struct Request {
     pub(super) range: VirtRange,
     /// Bytes one instruction drops.
     pub(super) stride: u64,
+    /// Only a load of the top table will do.
+    pub(super) top_changed: bool,
     /// The generation the flush brings the address space to.
     pub(super) tlb_gen: u64,
 }
@@ -46,14 +52,15 @@ impl Request {
     fn ranged(&self) -> Option<LocalFlush> {
         let start = self.range.start.0 & !(self.stride - 1);
         let strides = (self.range.end.0 - start).div_ceil(self.stride);
-        (strides <= FLUSH_CEILING).then_some(LocalFlush::Range { range: self.range, stride: self.stride })
+        (strides <= FLUSH_CEILING && !self.top_changed)
+            .then_some(LocalFlush::Range { range: self.range, stride: self.stride })
     }
 }
 
 /// Makes sure that no CPU translates any address of the pages in `range` by what their entries said before the call
 /// (`flush_tlb_mm_range`, `flush_tlb_page`). The caller has changed PTEs. Interrupts are on; a page-table lock may be held.
 pub(crate) fn flush_range<M: Machine>(mm: &Mm<M>, range: VirtRange) {
-    flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: false });
+    flush_mm_range(mm, TlbFlush { range, stride: Level::Pte, freed_tables: false, top_changed: false });
 }
 
 /// Makes sure that no CPU translates by what the tables said before the call, within `what`. The caller has changed them.
@@ -62,8 +69,28 @@ pub(crate) fn flush_mm_range<M: Machine>(mm: &Mm<M>, what: TlbFlush) {
     flush(mm.machine(), mm.tlb(), what);
 }
 
+/// As [`flush_mm_range`], of a PMD entry that pointed to a table. Where such an entry is two words, every CPU has besides taken
+/// an interrupt when this returns, so that none still holds one half of it (R29, R30).
+pub(crate) fn flush_and_sync<M: Machine>(mm: &Mm<M>, what: TlbFlush) {
+    flush_to(mm.machine(), mm.tlb(), what, !<SlotOf<M> as EntrySlot>::ONE_ACCESS);
+}
+
+/// Makes sure that every CPU that runs on `mm` knows an entry of its top table that was none and is not any more, if CPUs latch
+/// those: a CPU that does not know it faults for ever (R31). Interrupts are on; `page_table_lock` is held.
+pub(crate) fn flush_top<M: Machine>(mm: &Mm<M>) {
+    if M::Mode::LATCHED_TOP {
+        let range = VirtRange { start: VirtAddr(0), end: M::Mode::USER_END };
+        flush_mm_range(mm, TlbFlush { range, stride: M::Mode::TOP, freed_tables: false, top_changed: true });
+    }
+}
+
 /// As [`flush_mm_range`], for the address space that `mm` belongs to.
 pub fn flush<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush) {
+    flush_to(machine, mm, what, false);
+}
+
+/// As [`flush`]; with `everyone` all CPUs are interrupted, whatever they have loaded.
+fn flush_to<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush, everyone: bool) {
     debug_assert!(machine.irqs_enabled(), "a CPU that waits for answers must itself answer (I24, R28)");
     let me = machine.cpu();
     // Release, for the tables changed before; pairs with `MmTlb::tlb_gen`.
@@ -71,10 +98,12 @@ pub fn flush<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush) {
     // Pairs with the fences in `switch`: whoever joins or stops being lazy is seen below, or sees the generation (I32).
     fence(Ordering::SeqCst);
     let loaded = mm.cpus();
-    let others = targets(machine, loaded.without(me), what.freed_tables);
-    let request = Request { range: what.range, stride: M::Mode::entry_span(what.stride), tlb_gen };
+    let others =
+        if everyone { machine.online().without(me) } else { targets(machine, loaded.without(me), what.freed_tables) };
+    let TlbFlush { range, top_changed, .. } = what;
+    let request = Request { range, stride: M::Mode::entry_span(what.stride), top_changed, tlb_gen };
     if !others.is_empty() {
-        shootdown::post(machine, mm, request, others);
+        shootdown::post(machine, Some((mm, request)), others);
     }
     if loaded.contains(me) {
         // With interrupts off, so that this and the flush interrupt do not see each other's halves.

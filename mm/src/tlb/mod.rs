@@ -6,6 +6,7 @@
 //! | `switch.rs` | loading an address space, keeping one lazily, leaving it | I32, I36, R23, R25, R26, R37 |
 //! | `flush.rs` | what a flush drops, whom it reaches, and what each CPU it reaches does | I29, I33, R24 |
 //! | `shootdown.rs` | asking other CPUs and waiting for them | I24, I37, R27, R28 |
+//! | `latched.rs` | the check that no CPU runs on an old copy of the top table | I38 |
 //!
 //! The rule under all of it is a generation. Each change of an address space's tables that takes something away raises its
 //! `tlb_gen`; each CPU knows, for each ASID, which generation its translations are as new as (I31). A CPU that is not
@@ -15,6 +16,7 @@
 
 mod asid;
 mod flush;
+mod latched;
 mod shootdown;
 mod switch;
 #[cfg(all(test, not(loom)))]
@@ -22,8 +24,9 @@ mod tests;
 
 pub use asid::{Asid, MAX_ASIDS};
 pub use flush::{FLUSH_CEILING, TlbFlush, flush};
-pub(crate) use flush::{flush_mm_range, flush_range};
-pub use shootdown::service;
+pub(crate) use flush::{flush_and_sync, flush_mm_range, flush_range, flush_top};
+pub use latched::check_latched;
+pub use shootdown::{service, sync_all_cpus};
 pub(crate) use switch::evict_lazy;
 pub use switch::{enter_lazy, switch};
 

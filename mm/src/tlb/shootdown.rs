@@ -12,19 +12,20 @@ use crate::address::{VirtAddr, VirtRange};
 use crate::cpu::CpuSet;
 use crate::machine::Machine;
 use crate::stats::Counter;
-use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, const_new};
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering, const_new};
 
 /// A shootdown not answered for this long will never be.
 const ANSWER_LIMIT_NANOS: u64 = 60_000_000_000;
 
 /// One CPU's request to others, and others' to it.
 pub(super) struct Requests {
-    /// The request this CPU has out, and whose address space it is about. Written before the targets' `pending` bits,
-    /// which publish it, and not again before all of them have answered.
+    /// The request this CPU has out, and whose address space it is about; null asks for nothing but an answer. Written before
+    /// the targets' `pending` bits, which publish it, and not again before all of them have answered.
     mm: AtomicPtr<MmTlb>,
     start: AtomicU64,
     end: AtomicU64,
     stride: AtomicU64,
+    top_changed: AtomicBool,
     tlb_gen: AtomicU64,
     /// Targets that have not answered this CPU's request.
     unanswered: AtomicU64,
@@ -40,6 +41,7 @@ impl Requests {
                 start: AtomicU64::new(0),
                 end: AtomicU64::new(0),
                 stride: AtomicU64::new(0),
+                top_changed: AtomicBool::new(false),
                 tlb_gen: AtomicU64::new(0),
                 unanswered: AtomicU64::new(0),
                 pending: AtomicU64::new(0),
@@ -52,13 +54,17 @@ impl Requests {
     }
 
     /// Relaxed: published by the targets' `pending` bits.
-    fn write(&self, mm: &MmTlb, request: Request, targets: CpuSet) {
+    fn write(&self, what: Option<(&MmTlb, Request)>, targets: CpuSet) {
         debug_assert!(self.unanswered().is_empty(), "two requests of one CPU");
-        self.mm.store(core::ptr::from_ref(mm).cast_mut(), Ordering::Relaxed);
-        self.start.store(request.range.start.0, Ordering::Relaxed);
-        self.end.store(request.range.end.0, Ordering::Relaxed);
-        self.stride.store(request.stride, Ordering::Relaxed);
-        self.tlb_gen.store(request.tlb_gen, Ordering::Relaxed);
+        let mm = what.map_or(core::ptr::null_mut(), |(mm, _)| core::ptr::from_ref(mm).cast_mut());
+        self.mm.store(mm, Ordering::Relaxed);
+        if let Some((_, request)) = what {
+            self.start.store(request.range.start.0, Ordering::Relaxed);
+            self.end.store(request.range.end.0, Ordering::Relaxed);
+            self.stride.store(request.stride, Ordering::Relaxed);
+            self.top_changed.store(request.top_changed, Ordering::Relaxed);
+            self.tlb_gen.store(request.tlb_gen, Ordering::Relaxed);
+        }
         self.unanswered.store(targets.0, Ordering::Relaxed);
     }
 
@@ -68,16 +74,28 @@ impl Requests {
         Request {
             range: VirtRange { start: address(&self.start), end: address(&self.end) },
             stride: self.stride.load(Ordering::Relaxed),
+            top_changed: self.top_changed.load(Ordering::Relaxed),
             tlb_gen: self.tlb_gen.load(Ordering::Relaxed),
         }
     }
 }
 
-/// Publishes the request and interrupts the targets. [`await_answers`] follows.
-pub(super) fn post<M: Machine>(machine: M, mm: &MmTlb, request: Request, targets: CpuSet) {
+/// Returns when every other CPU has taken an interrupt since the call, and so has left whatever it did with interrupts off.
+/// Interrupts are on, also those of CPUs that wait for locks the caller holds (I24).
+pub fn sync_all_cpus<M: Machine>(machine: M) {
+    debug_assert!(machine.irqs_enabled(), "a CPU that waits for answers must itself answer (I24, R28)");
+    let others = machine.online().without(machine.cpu());
+    if !others.is_empty() {
+        post(machine, None, others);
+        await_answers(machine);
+    }
+}
+
+/// Publishes a request, or the wish for an answer and no more, and interrupts the targets. [`await_answers`] follows.
+pub(super) fn post<M: Machine>(machine: M, what: Option<(&MmTlb, Request)>, targets: CpuSet) {
     let me = machine.cpu();
     let local = machine.local();
-    local.tlb.requests.write(mm, request, targets);
+    local.tlb.requests.write(what, targets);
     local.stats.bump(Counter::ShootdownsSent);
     for target in targets.iter() {
         // Release: publishes the request; pairs with the swap in `service`.

@@ -108,7 +108,7 @@ pub(crate) fn evict_lazy<M: Machine>(machine: M, mm: &MmTlb) {
     // Relaxed would do: a CPU entered the mask before the reference it did so with was dropped.
     if !mm.cpus().is_empty() {
         let range = VirtRange { start: VirtAddr(0), end: M::Mode::USER_END };
-        flush(machine, mm, TlbFlush { range, stride: Level::Pte, freed_tables: true });
+        flush(machine, mm, TlbFlush { range, stride: Level::Pte, freed_tables: true, top_changed: false });
     }
     assert!(mm.cpus().is_empty(), "an address space dies while a CPU has it loaded (I36)");
 }

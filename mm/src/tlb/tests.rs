@@ -203,7 +203,11 @@ fn the_ceiling_counts_strides_of_the_level_that_changed() {
         let process = Process::enter(&world, &mm);
         let flushed = |range: VirtRange, stride| {
             let before = stats(&world, CPU0);
-            flush(world.machine.handle(), mm.tlb(), TlbFlush { range, stride, freed_tables: false });
+            flush(
+                world.machine.handle(),
+                mm.tlb(),
+                TlbFlush { range, stride, freed_tables: false, top_changed: false },
+            );
             let after = stats(&world, CPU0).since(&before);
             (after[Counter::FlushesRanged], after[Counter::FlushesFull])
         };
@@ -266,7 +270,7 @@ fn a_shootdown_with_interrupts_off_is_refused() {
         flush(
             world.machine.handle(),
             mm.tlb(),
-            TlbFlush { range: pages(0x200, 0x201), stride: Level::Pte, freed_tables: false },
+            TlbFlush { range: pages(0x200, 0x201), stride: Level::Pte, freed_tables: false, top_changed: false },
         );
     });
 }

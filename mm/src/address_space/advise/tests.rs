@@ -8,7 +8,9 @@ use crate::machine::sim::{Sim, SimConfig};
 use crate::machine::{Machine, WaitingRule};
 use crate::object::Object;
 use crate::page::PageType;
-use crate::pgtable::{Entry, FourLevel, Protection, Tiny, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock};
+use crate::pgtable::{
+    Entry, FourLevel, Pae, Protection, Tiny, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock,
+};
 use crate::stats::{LockCounter, StatsSnapshot};
 use crate::sync::{LockClass, rcu};
 use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
@@ -24,7 +26,7 @@ fn calm() -> World<FourLevel> {
 /// I7 at a quiescent point: what is linked, apart from the top table, is what is alive.
 fn assert_all_tables_are_linked(world: &World<FourLevel>, mm: &Mm<Sim<FourLevel>>) {
     world.settle();
-    assert_eq!(mm.linked_table_bytes() / 0x1000 + 1, world.memory.page_tables(), "a table is lost (I7)");
+    assert_eq!(world.tables_of(mm), world.memory.page_tables(), "a table is lost (I7)");
 }
 
 #[test]
@@ -290,7 +292,7 @@ mod races {
         world.alone(|| {
             mm.madvise_dontneed(span).unwrap();
             world.settle();
-            assert_eq!(world.memory.page_tables(), mm.linked_table_bytes() / 0x1000 + 1, "a table is lost (I7)");
+            assert_eq!(world.memory.page_tables(), world.tables_of(&mm), "a table is lost (I7)");
             drop(mm);
         });
     }
@@ -298,6 +300,7 @@ mod races {
     #[test]
     fn advice_races_with_faults() {
         (0..4).for_each(|seed| drop_while_using::<FourLevel>(pages(TABLE, 3 * TABLE), 0x80, seed));
+        (4..8).for_each(|seed| drop_while_using::<Pae>(pages(TABLE, 3 * TABLE), 0x80, seed));
     }
 
     #[test]

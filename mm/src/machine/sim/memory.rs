@@ -65,18 +65,18 @@ impl<S: EntrySlot> PhysicalMemory<S> {
         NonNull::from(self.slots_of(pfn)).cast()
     }
 
-    pub(super) fn fill(&self, pfn: Pfn, entry: Entry) {
-        self.slots_of(pfn).iter().for_each(|slot| slot.hardware().store(entry));
+    pub(super) fn fill(&self, pfn: Pfn, word: u64) {
+        self.slots_of(pfn).iter().for_each(|slot| slot.word().store(word, Ordering::Release));
     }
 
     pub(super) fn copy(&self, from: Pfn, to: Pfn) {
         for (from, to) in self.slots_of(from).iter().zip(self.slots_of(to)) {
-            to.hardware().store(from.hardware().load());
+            to.word().store(from.word().load(Ordering::Acquire), Ordering::Release);
         }
     }
 
     pub(super) fn fill_with_garbage(&self, pfn: Pfn) {
-        self.fill(pfn, GARBAGE);
+        self.fill(pfn, GARBAGE.0);
     }
 
     /// What the frame is used for; `None` when it was never given to the allocator, or is no memory at all.

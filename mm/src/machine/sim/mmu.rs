@@ -4,10 +4,13 @@
 //! upon to drop them. Each is tagged with the ASID it was cached under, and only those of the current ASID are used. Each of
 //! these names a frame, and memory keeps count of the names; the others do not, since whoever loads their ASID again has to
 //! know whether they are still right.
+//!
+//! Where the mode has CPUs latch the top table's entries, only the loading of a top table does so: nothing else makes a changed
+//! one known (spec 6.1).
 
 use super::memory::PhysicalMemory;
 use super::violation::Cached;
-use super::walk::hw;
+use super::walk::{self, hw};
 use crate::address::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use crate::config::{PAGE_SHIFT, PAGE_SIZE};
 use crate::machine::PgdLoad;
@@ -40,6 +43,8 @@ struct Kept {
 /// The caches of one CPU.
 pub(super) struct Mmu<Mode> {
     top: Option<PhysAddr>,
+    /// The top table's entries as they were when it was loaded; none in modes whose walkers read them.
+    latched: Vec<Entry>,
     asid: u8,
     tlb: Cache,
     tables: Cache,
@@ -48,7 +53,14 @@ pub(super) struct Mmu<Mode> {
 
 impl<Mode: PagingMode> Mmu<Mode> {
     pub(super) fn new() -> Self {
-        Self { top: None, asid: KERNEL, tlb: Cache::new(), tables: Cache::new(), mode: PhantomData }
+        Self {
+            top: None,
+            latched: Vec::new(),
+            asid: KERNEL,
+            tlb: Cache::new(),
+            tables: Cache::new(),
+            mode: PhantomData,
+        }
     }
 
     /// The loaded top table.
@@ -56,11 +68,39 @@ impl<Mode: PagingMode> Mmu<Mode> {
         self.top
     }
 
+    /// What is latched of entry `index` of the top table.
+    pub(super) fn latched(&self, index: usize) -> Option<Entry> {
+        self.latched.get(index).copied()
+    }
+
+    /// The latched entry that the CPU would have refused, if any (I39).
+    pub(super) fn refused(&self) -> Option<usize> {
+        self.latched.iter().position(|entry| hw::is_refused(*entry))
+    }
+
+    /// The latched entry that differs from the one in memory, if any (I38). Walkers do not write them, so A does not matter.
+    pub(super) fn latched_stale(&self, memory: &PhysicalMemory<Mode::Slot>) -> Option<usize> {
+        let now = self.to_latch(memory);
+        self.latched.iter().zip(now).position(|(then, now)| *then != now)
+    }
+
+    fn to_latch(&self, memory: &PhysicalMemory<Mode::Slot>) -> Vec<Entry> {
+        self.top.filter(|_| Mode::LATCHED_TOP).map_or(Vec::new(), |top| walk::to_latch::<Mode>(memory, top))
+    }
+
+    /// What the load of a top table does besides dropping translations.
+    pub(super) fn latch(&mut self, memory: &PhysicalMemory<Mode::Slot>) {
+        let new = self.to_latch(memory);
+        let old = std::mem::replace(&mut self.latched, new);
+        tables(&self.latched).for_each(|pfn| memory.name(pfn));
+        tables(&old).for_each(|pfn| memory.unname(pfn));
+    }
+
     /// Loads a top table; there are no global translations in the user half. Unless translations are `tagged`, it drops
     /// everything. Returns what is kept and has had another use since: for which address, and where it leads.
-    pub(super) fn load<S: EntrySlot>(
+    pub(super) fn load(
         &mut self,
-        memory: &PhysicalMemory<S>,
+        memory: &PhysicalMemory<Mode::Slot>,
         load: PgdLoad,
         tagged: bool,
     ) -> Vec<(VirtAddr, Pfn)> {
@@ -84,8 +124,10 @@ impl<Mode: PagingMode> Mmu<Mode> {
         if let Some(old) = std::mem::replace(&mut self.top, top) {
             memory.unname(old.pfn());
         }
-        let leaves =
-            self.loaded(&self.tlb).filter(|(key, kept)| lives::<Mode, S>(memory, key, kept.entry) != kept.lives);
+        self.latch(memory);
+        let leaves = self
+            .loaded(&self.tlb)
+            .filter(|(key, kept)| lives::<Mode, Mode::Slot>(memory, key, kept.entry) != kept.lives);
         let tables = self.loaded(&self.tables).filter(|(_, kept)| memory.lives(hw::pfn(kept.entry)) != kept.lives);
         leaves.chain(tables).map(|(key, kept)| (start::<Mode>(key), hw::pfn(kept.entry))).collect()
     }
@@ -226,6 +268,9 @@ impl<Mode: PagingMode> Mmu<Mode> {
         if let Some((key, _)) = self.loaded(&self.tables).find(|(_, kept)| hw::pfn(kept.entry) == pfn) {
             return Some(Cached::Table(key.level, start::<Mode>(key)));
         }
+        if let Some(index) = self.latched.iter().position(|entry| hw::is_present(*entry) && hw::pfn(*entry) == pfn) {
+            return Some(Cached::Table(Mode::TOP, VirtAddr((index as u64) << Mode::shift(Mode::TOP))));
+        }
         let names = |key: &Key, entry| frames::<Mode>(key.level, entry).any(|named| named == pfn);
         let translation = self.loaded(&self.tlb).find(|(key, kept)| names(key, kept.entry));
         translation.map(|(key, _)| Cached::Translation(start::<Mode>(key)))
@@ -251,6 +296,11 @@ impl<Mode: PagingMode> Mmu<Mode> {
             memory.unname(hw::pfn(kept.entry));
         }
     }
+}
+
+/// The tables that `latched` entries point to.
+fn tables(latched: &[Entry]) -> impl Iterator<Item = Pfn> {
+    latched.iter().filter(|entry| hw::is_present(**entry)).map(|entry| hw::pfn(*entry))
 }
 
 /// Levels whose entries may be leaves, lowest first.

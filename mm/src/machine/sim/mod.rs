@@ -35,13 +35,14 @@ use super::{FrameUse, LocalFlush, Machine, PgdLoad, WaitingRule};
 use crate::address::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use crate::cpu::{CpuId, CpuSet, Cpus};
 use crate::page::MemMap;
-use crate::pgtable::{Entry, EntrySlot, HugeSize, Level, PagingMode, pgd_layout};
+use crate::pgtable::{Entry, HugeSize, Level, PagingMode, pgd_layout};
 use crate::sync::BuildLock;
 use cpu::{FLUSH, KICK, SimCpu};
 use current::Passage;
 use state::{State, Stopped};
 use std::ops::Deref;
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 
 /// A simulated machine, and the verdict on what was done with it: dropping it panics if violations were collected and
 /// nobody has taken them.
@@ -128,8 +129,12 @@ impl<Mode: PagingMode> Sim<Mode> {
         for cpu in self.state.cpus.iter().filter(|cpu| !self.state.locals.of(cpu.id()).tlb.is_lazy()) {
             let mmu = cpu.mmu();
             let cached: Vec<_> = mmu.translations().collect();
+            let stale = mmu.latched_stale(&self.state.memory);
             let Some(top) = mmu.top() else { continue };
             drop(mmu);
+            if let Some(index) = stale {
+                self.state.report(SimViolation::LatchedStale { cpu: cpu.id(), index });
+            }
             for (address, level, entry) in cached {
                 let current = walk::peek::<Mode>(&self.state.memory, top, address);
                 let pfn = mmu::frame_of::<Mode>(level, entry, address);
@@ -156,12 +161,12 @@ impl<Mode: PagingMode> Sim<Mode> {
 
     /// The contents of a frame, read past every CPU and cache.
     pub fn frame_words(self, pfn: Pfn) -> Vec<u64> {
-        self.state.memory.slots_of(pfn).iter().map(|slot| slot.hardware().load().0).collect()
+        self.state.memory.slots_of(pfn).iter().map(|slot| slot.word().load(Ordering::Relaxed)).collect()
     }
 
     /// Changes a word of a frame, past every CPU and cache.
     pub fn set_frame_word(self, pfn: Pfn, index: usize, value: u64) {
-        self.state.memory.slots_of(pfn)[index].hardware().store(Entry(value));
+        self.state.memory.slots_of(pfn)[index].word().store(value, Ordering::Relaxed);
     }
 
     /// Interrupts `cpu` has taken so far. Some that were sent while others were pending are taken as one.
@@ -196,6 +201,15 @@ impl<Mode: PagingMode> Sim<Mode> {
         high().rev().for_each(|address| {
             self.me().mappings().end(address);
         });
+    }
+
+    /// Complains if this CPU has just latched what a CPU refuses.
+    fn check_latched(self) {
+        let cpu = self.me();
+        let refused = cpu.mmu().refused();
+        if let Some(index) = refused {
+            self.state.report(SimViolation::ReservedBits { cpu: cpu.id(), index });
+        }
     }
 
     /// This CPU passes a point where anything may come between.
@@ -318,7 +332,7 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     fn zero_frame(self, pfn: Pfn) {
         self.passes();
         self.state.expect_use(pfn, FrameUse::Data);
-        self.with_mapped([pfn], || self.state.memory.fill(pfn, Entry::NONE));
+        self.with_mapped([pfn], || self.state.memory.fill(pfn, 0));
     }
 
     fn copy_frame(self, from: Pfn, to: Pfn) {
@@ -347,7 +361,8 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     }
 
     fn asids(self) -> usize {
-        self.state.config.asids
+        // Who latches the top table's entries tags nothing: PAE has no PCID.
+        if Mode::LATCHED_TOP { 1 } else { self.state.config.asids }
     }
 
     fn load_pgd(self, load: PgdLoad) {
@@ -355,12 +370,17 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         if let PgdLoad::User { pgd, .. } = load {
             self.state.expect_use(pgd.pfn(), top_use::<Self>());
         }
-        let tagged = self.state.config.asids > 1;
+        let tagged = self.asids() > 1;
         let cpu = self.me();
         let stale = cpu.mmu().load(&self.state.memory, load, tagged);
         for (address, pfn) in stale {
             self.state.report(SimViolation::KeptStale { cpu: cpu.id(), address, pfn });
         }
+        self.check_latched();
+    }
+
+    fn latched(self, index: usize) -> Option<Entry> {
+        self.me().mmu().latched(index)
     }
 
     fn flush_local(self, flush: LocalFlush) {
@@ -368,8 +388,13 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         let mut mmu = self.me().mmu();
         match flush {
             LocalFlush::Range { range, stride } => mmu.flush_range(&self.state.memory, range, stride),
-            LocalFlush::AddressSpace => mmu.flush_all(&self.state.memory),
+            LocalFlush::AddressSpace => {
+                mmu.flush_all(&self.state.memory);
+                mmu.latch(&self.state.memory);
+            }
         }
+        drop(mmu);
+        self.check_latched();
     }
 
     fn send_flush_ipi(self, cpu: CpuId) {

@@ -5,6 +5,7 @@ use super::current;
 use crate::address::VirtAddr;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
 use std::marker::PhantomData;
+use std::sync::atomic::AtomicU64;
 
 /// The paging mode `Mode`, with entries that the machine watches.
 pub struct SimMode<Mode>(PhantomData<fn() -> Mode>);
@@ -14,6 +15,8 @@ impl<Mode: PagingMode> PagingMode for SimMode<Mode> {
     const NAME: &'static str = Mode::NAME;
     const TOP: Level = Mode::TOP;
     const USER_END: VirtAddr = Mode::USER_END;
+    const PREALLOCATED: usize = Mode::PREALLOCATED;
+    const LATCHED_TOP: bool = Mode::LATCHED_TOP;
 
     fn entries(level: Level) -> usize {
         Mode::entries(level)
@@ -26,6 +29,14 @@ impl<Mode: PagingMode> PagingMode for SimMode<Mode> {
     fn below(level: Level) -> Option<Level> {
         Mode::below(level)
     }
+
+    fn to_hardware(level: Level, entry: Entry) -> Entry {
+        Mode::to_hardware(level, entry)
+    }
+
+    fn from_hardware(level: Level, entry: Entry) -> Entry {
+        Mode::from_hardware(level, entry)
+    }
 }
 
 /// An entry that software accesses through the CPU it runs on. The machine's walkers go past that.
@@ -37,9 +48,19 @@ impl<S> SimSlot<S> {
     pub(super) fn hardware(&self) -> &S {
         &self.0
     }
+
+    /// The same eight bytes in a frame of data.
+    pub(super) fn word(&self) -> &AtomicU64 {
+        const { assert!(size_of::<S>() == 8 && align_of::<S>() == 8) };
+        // SAFETY: as large and as aligned as the slot, which is made of atomics and lives as long. A frame is never a table and
+        // data at once, and the allocator orders the one before the other; so accesses of both sizes never meet.
+        unsafe { AtomicU64::from_ptr(std::ptr::from_ref(self).cast_mut().cast()) }
+    }
 }
 
 impl<S: EntrySlot> EntrySlot for SimSlot<S> {
+    const ONE_ACCESS: bool = S::ONE_ACCESS;
+
     fn new(entry: Entry) -> Self {
         Self(S::new(entry))
     }

@@ -2,6 +2,7 @@
 
 mod hardware;
 mod interrupts;
+mod latched;
 mod mappings;
 mod violations;
 

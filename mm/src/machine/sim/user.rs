@@ -8,7 +8,8 @@ use super::walk::{self, WalkError};
 use crate::address::{Pfn, VirtAddr};
 use crate::config::PAGE_SIZE;
 use crate::machine::FrameUse;
-use crate::pgtable::{Entry, EntrySlot, PagingMode};
+use crate::pgtable::PagingMode;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A fault handler that claims success this often in a row for one access is wrong.
 const FAULT_LIMIT: usize = 10_000;
@@ -40,7 +41,7 @@ where
     ///
     /// Those of the fault handler, here and below.
     pub fn read(&mut self, address: VirtAddr) -> Result<u64, E> {
-        self.access(address, false, |word| word.load().0)
+        self.access(address, false, |word| word.load(Ordering::Acquire))
     }
 
     /// Stores to the word at `address`.
@@ -49,7 +50,7 @@ where
     ///
     /// As [`read`](Self::read).
     pub fn write(&mut self, address: VirtAddr, value: u64) -> Result<(), E> {
-        self.access(address, true, |word| word.store(Entry(value)))
+        self.access(address, true, |word| word.store(value, Ordering::Release))
     }
 
     /// Adds to the word at `address` in one step and returns what was there.
@@ -58,17 +59,11 @@ where
     ///
     /// As [`read`](Self::read).
     pub fn fetch_add(&mut self, address: VirtAddr, value: u64) -> Result<u64, E> {
-        self.access(address, true, |word| {
-            let mut old = word.load();
-            while let Err(current) = word.compare_exchange(old, Entry(old.0.wrapping_add(value))) {
-                old = current;
-            }
-            old.0
-        })
+        self.access(address, true, |word| word.fetch_add(value, Ordering::AcqRel))
     }
 
     /// Does `operation` on the word at `address`, once a translation that allows it is found.
-    fn access<R>(&mut self, address: VirtAddr, write: bool, operation: impl Fn(&Mode::Slot) -> R) -> Result<R, E> {
+    fn access<R>(&mut self, address: VirtAddr, write: bool, operation: impl Fn(&AtomicU64) -> R) -> Result<R, E> {
         assert_eq!(address.0 % 8, 0, "a word lies at a multiple of its size");
         let state = self.machine.state;
         let cpu = self.machine.me();
@@ -84,7 +79,7 @@ where
             drop(mmu);
             match outcome {
                 // No interrupt is taken between translation and access, so no flush can come between them either.
-                Ok(pfn) => return Ok(operation(self.word(pfn, address, is_stale).hardware())),
+                Ok(pfn) => return Ok(operation(self.word(pfn, address, is_stale).word())),
                 Err(WalkError::NotATable(pfn)) => {
                     state.report(SimViolation::WalkThroughNonTable { cpu: cpu.id(), address, pfn });
                 }

@@ -95,6 +95,20 @@ pub enum SimViolation {
         /// Where it leads.
         pfn: Pfn,
     },
+    /// A CPU was to latch a top table's entry with reserved bits set (I39).
+    ReservedBits {
+        /// Which CPU.
+        cpu: CpuId,
+        /// The entry's index.
+        index: usize,
+    },
+    /// A CPU has latched a top table's entry that is another in memory, though all is quiet (I38).
+    LatchedStale {
+        /// Which CPU.
+        cpu: CpuId,
+        /// The entry's index.
+        index: usize,
+    },
     /// A CPU's cached translation allows more than the tables do, or leads elsewhere, though all is quiet.
     Incoherent {
         /// Which CPU.

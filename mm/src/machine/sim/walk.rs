@@ -20,6 +20,13 @@ pub(super) mod hw {
     pub(in super::super) const DIRTY: u64 = 1 << 6;
     const LARGE: u64 = 1 << 7;
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    /// Of a present entry that CPUs latch, all bits but P, PWT, PCD, the ignored ones and the address (I39).
+    const RESERVED_IN_LATCHED: u64 = !(PRESENT | 0b11 << 3 | 0b111 << 9 | ADDRESS);
+
+    /// Whether a CPU refuses to latch `entry`.
+    pub(in super::super) fn is_refused(entry: Entry) -> bool {
+        is_present(entry) && entry.0 & RESERVED_IN_LATCHED != 0
+    }
 
     pub(in super::super) fn pfn(entry: Entry) -> Pfn {
         Pfn((entry.0 & ADDRESS) >> 12)
@@ -99,6 +106,11 @@ pub(super) fn walk<Mode: PagingMode>(
     }
     let (mut level, mut table, mut above) = match mmu.table(address) {
         Some((level, entry)) => (below::<Mode>(level)?, hw::pfn(entry).into(), entry),
+        None if Mode::LATCHED_TOP => {
+            let entry = mmu.latched(Mode::index(Mode::TOP, address));
+            let table = entry.filter(|entry| hw::is_present(*entry)).ok_or(WalkError::PageFault)?;
+            (below::<Mode>(Mode::TOP)?, hw::pfn(table).into(), NO_LEVEL_ABOVE)
+        }
         None => (Mode::TOP, mmu.top().ok_or(WalkError::PageFault)?, NO_LEVEL_ABOVE),
     };
     loop {
@@ -138,8 +150,16 @@ pub(super) fn peek<Mode: PagingMode>(
         if level == Level::Pte || hw::is_large(entry) {
             return Some((level, folded));
         }
-        (level, table, above) = (Mode::below(level)?, hw::pfn(entry).into(), folded);
+        let rights = if Mode::LATCHED_TOP && level == Mode::TOP { NO_LEVEL_ABOVE } else { folded };
+        (level, table, above) = (Mode::below(level)?, hw::pfn(entry).into(), rights);
     }
+}
+
+/// The entries of the top table that the CPU keeps a copy of.
+pub(super) fn to_latch<Mode: PagingMode>(memory: &PhysicalMemory<Mode::Slot>, top: PhysAddr) -> Vec<Entry> {
+    let first = slot_index::<Mode>(top, Mode::TOP, VirtAddr(0));
+    let slots = &memory.slots_of(top.pfn())[first..first + Mode::entries(Mode::TOP)];
+    slots.iter().map(|slot| slot.hardware().load()).collect()
 }
 
 /// Which slot of its frame translates `address`: a small top table begins anywhere in its frame.

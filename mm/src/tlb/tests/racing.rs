@@ -3,7 +3,7 @@
 use crate::address_space::LoadedMm;
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
-use crate::pgtable::{FourLevel, Protection};
+use crate::pgtable::{FourLevel, Pae, PagingMode, Protection};
 use crate::testing::{Process, World, map_anonymous, page, pages};
 use crate::vma::Access;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,59 +14,67 @@ const ROUNDS: u64 = 60;
 /// and tables away from the others. Whatever is used after it should have gone, the machine reports.
 #[test]
 fn cpus_that_come_and_go_use_nothing_stale() {
-    for (asids, seed) in [(6, 1), (6, 2), (1, 3)] {
-        let world = World::<FourLevel>::new(SimConfig { asids, ..SimConfig::racy(2048, 8, seed) });
-        let spaces = world.alone(|| [world.mm(), world.mm(), world.mm()]);
-        for mm in &spaces {
-            world.alone(|| map_anonymous(mm, pages(0x200, 0x240)));
-        }
-        world.machine.run_all(|cpu| {
-            let own = u64::from(cpu.0);
-            let mut process = Process::enter(&world, &spaces[0]);
-            for round in 0..ROUNDS {
-                let mm = &spaces[(round as usize + cpu.index()) % 3];
-                process.switch_to(mm);
-                // Each CPU has a page of its own, which nobody takes away, and one that the next may take.
-                process.write(page(0x200 + own), round).unwrap();
-                let _ = process.write(page(0x220 + own), round);
-                match round % 4 {
-                    0 => {
-                        let victim = 0x220 + (own + 1) % 8;
-                        mm.munmap(pages(victim, victim + 1)).unwrap();
-                        let _ = mm.mmap(
-                            pages(victim, victim + 1),
-                            Protection::READ_WRITE,
-                            crate::address_space::Mapping::Anonymous,
-                        );
-                    }
-                    1 => {
-                        // A table of this CPU's own comes and goes.
-                        let first = 0x1000 + own * 0x200;
-                        map_anonymous(mm, pages(first, first + 2));
-                        process.write(page(first), 1).unwrap();
-                        mm.munmap(pages(first, first + 2)).unwrap();
-                    }
-                    2 => {
-                        process.enter_lazy();
-                        (0..10).for_each(|_| world.machine.handle().pause());
-                        process.switch_to(mm);
-                    }
-                    _ => {}
-                }
-                assert_eq!(process.read(page(0x200 + own)), Ok(round), "{cpu:?} lost what it wrote");
-            }
-        });
-        world.alone(|| {
-            world.machine.handle().assert_coherent();
-            drop(spaces);
-        });
+    [(6, 1), (6, 2), (1, 3)].into_iter().for_each(|(asids, seed)| come_and_go::<FourLevel>(asids, seed));
+    come_and_go::<Pae>(1, 4);
+}
+
+fn come_and_go<Mode: PagingMode>(asids: usize, seed: u64) {
+    let world = World::<Mode>::new(SimConfig { asids, ..SimConfig::racy(2048, 8, seed) });
+    let spaces = world.alone(|| [world.mm(), world.mm(), world.mm()]);
+    for mm in &spaces {
+        world.alone(|| map_anonymous(mm, pages(0x200, 0x240)));
     }
+    world.machine.run_all(|cpu| {
+        let own = u64::from(cpu.0);
+        let mut process = Process::enter(&world, &spaces[0]);
+        for round in 0..ROUNDS {
+            let mm = &spaces[(round as usize + cpu.index()) % 3];
+            process.switch_to(mm);
+            // Each CPU has a page of its own, which nobody takes away, and one that the next may take.
+            process.write(page(0x200 + own), round).unwrap();
+            let _ = process.write(page(0x220 + own), round);
+            match round % 4 {
+                0 => {
+                    let victim = 0x220 + (own + 1) % 8;
+                    mm.munmap(pages(victim, victim + 1)).unwrap();
+                    let _ = mm.mmap(
+                        pages(victim, victim + 1),
+                        Protection::READ_WRITE,
+                        crate::address_space::Mapping::Anonymous,
+                    );
+                }
+                1 => {
+                    // A table of this CPU's own comes and goes.
+                    let first = 0x1000 + own * 0x200;
+                    map_anonymous(mm, pages(first, first + 2));
+                    process.write(page(first), 1).unwrap();
+                    mm.munmap(pages(first, first + 2)).unwrap();
+                }
+                2 => {
+                    process.enter_lazy();
+                    (0..10).for_each(|_| world.machine.handle().pause());
+                    process.switch_to(mm);
+                }
+                _ => {}
+            }
+            assert_eq!(process.read(page(0x200 + own)), Ok(round), "{cpu:?} lost what it wrote");
+        }
+    });
+    world.alone(|| {
+        world.machine.handle().assert_coherent();
+        drop(spaces);
+    });
 }
 
 /// I36, R37: address spaces end while CPUs that run kernel threads still have them loaded.
 #[test]
 fn address_spaces_end_under_lazy_cpus() {
-    let world = World::<FourLevel>::new(SimConfig::racy(1024, 8, 5));
+    end_under_lazy_cpus::<FourLevel>();
+    end_under_lazy_cpus::<Pae>();
+}
+
+fn end_under_lazy_cpus<Mode: PagingMode>() {
+    let world = World::<Mode>::new(SimConfig::racy(1024, 8, 5));
     let handle = world.machine.handle();
     for _ in 0..20 {
         let mm = world.alone(|| world.mm());

@@ -7,8 +7,8 @@ use crate::fault::{FaultError, Resolution, handle_mm_fault};
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
 use crate::pgtable::{
-    FourLevel, HugeSize, Level, PagingMode, Protection, SmallTop, Table, Tiny, huge_pte_lock, huge_pte_lockptr,
-    pmd_lockptr, pmd_offset, pud_lockptr,
+    FourLevel, HugeSize, Level, Pae, PagingMode, Protection, Table, Tiny, huge_pte_lock, huge_pte_lockptr, pmd_lockptr,
+    pmd_offset, pud_lockptr,
 };
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
@@ -265,7 +265,7 @@ fn a_size_the_mode_does_not_have_is_refused() {
     }
     check::<Tiny>();
     // Its PUD is folded into the top table, which is no PUD table.
-    check::<SmallTop>();
+    check::<Pae>();
 }
 
 /// A CPU that knows no entries of 1 GiB takes one for corrupt: the mapping is refused, not the first access to it.

@@ -5,7 +5,7 @@ use crate::address_space::Mapping;
 use crate::fault::FaultError;
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
-use crate::pgtable::{FourLevel, HugeSize, Level, PagingMode, Protection, leaf_at};
+use crate::pgtable::{FourLevel, HugeSize, Level, Pae, PagingMode, Protection, leaf_at};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::testing::{Process, Small, World, map_anonymous, map_huge, page, pages};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -180,8 +180,13 @@ fn an_entry_under_split_or_protection_change_is_never_seen_as_none() {
 /// The same with real sizes: 512 entries to fill while others fault on them.
 #[test]
 fn a_split_of_two_megabytes_races_with_increments() {
+    split_while_adding::<FourLevel>();
+    split_while_adding::<Pae>();
+}
+
+fn split_while_adding<Mode: PagingMode>() {
     for seed in 0..2 {
-        let world: World<FourLevel> = racy(0xb00, seed);
+        let world: World<Mode> = racy(0xb00, seed);
         let mm = world.alone(|| {
             let mm = world.mm();
             map_huge(&mm, pages(0x200, 0x400));

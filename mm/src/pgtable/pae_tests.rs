@@ -1,0 +1,263 @@
+//! `mm` with PAE's tables, on simulated CPUs that latch the entries of the top table and know no change of one before they load
+//! it again (spec 6.1).
+
+use super::{Entry, EntrySlot, FourLevel, Level, Pae, PagingMode, Protection, SlotPae, pmd_offset};
+use crate::address_space::{Mapping, MmRef};
+use crate::cpu::CpuId;
+use crate::fault::{FaultError, handle_mm_fault};
+use crate::machine::Machine;
+use crate::machine::sim::{Sim, SimConfig, SimMode};
+use crate::stats::{Counter, StatsSnapshot};
+use crate::sync::rcu;
+use crate::testing::{Process, World, map_anonymous, page, pages};
+use crate::tlb::check_latched;
+use crate::vma::Access;
+
+const CPU1: CpuId = CpuId(1);
+const CPU2: CpuId = CpuId(2);
+
+/// Pages of one entry of the top table.
+const GIB: u64 = 1 << 18;
+
+/// CPU 1 has the address space loaded and has used a page in the first GiB, none in the second. The second has no PMD table
+/// any more.
+fn rig() -> (World<Pae>, MmRef<Sim<Pae>>, Process<Pae>) {
+    let world = World::<Pae>::new(SimConfig::calm(512, 3, 1));
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x201));
+        map_anonymous(&mm, pages(GIB, GIB + 1));
+        mm.munmap(pages(GIB, GIB + 1)).unwrap();
+        map_anonymous(&mm, pages(GIB, GIB + 1));
+        assert_eq!(mm.linked_table_bytes(), 2 * 4096);
+        mm
+    });
+    let process = world.machine.run_cpu(CPU1, || {
+        let process = Process::enter(&world, &mm);
+        process.write(page(0x200), 1).unwrap();
+        process
+    });
+    (world, mm, process)
+}
+
+fn counted(world: &World<Pae>, cpu: CpuId, work: impl FnOnce()) -> StatsSnapshot {
+    let stats = || world.machine.handle().cpus().of(cpu).stats.snapshot();
+    let before = stats();
+    world.alone(work);
+    stats().since(&before)
+}
+
+fn touch(mm: &MmRef<Sim<Pae>>, number: u64) {
+    handle_mm_fault(mm, page(number), Access::Write).unwrap();
+}
+
+/// The simulated machine's mode passes on what the mode says: else it would quietly have the defaults.
+#[test]
+fn the_machine_knows_what_the_mode_is_like() {
+    assert_eq!(<SimMode<Pae> as PagingMode>::PREALLOCATED, 3);
+    const { assert!(<SimMode<Pae> as PagingMode>::LATCHED_TOP && !<SimMode<FourLevel> as PagingMode>::LATCHED_TOP) };
+    const { assert!(!<<SimMode<Pae> as PagingMode>::Slot as EntrySlot>::ONE_ACCESS && !SlotPae::ONE_ACCESS) };
+    let entry = Entry::table(crate::address::Pfn(0x100));
+    assert_eq!(SimMode::<Pae>::to_hardware(Level::Pgd, entry).0, 0x10_0001);
+    assert_eq!(SimMode::<Pae>::from_hardware(Level::Pgd, Entry(0x10_0001)), entry);
+}
+
+/// R31, I38: CPU 0 fills an entry of the top table on behalf of a fault; CPU 1, which runs on that table, finds the page by its
+/// own walk as soon as the fault returns, without a fault of its own.
+///
+/// Without the reload (`flush_top`) it faults for ever: the kernel finds nothing to do.
+#[test]
+fn a_filled_entry_is_known_to_whoever_runs_on_it() {
+    let (world, mm, process) = rig();
+    let served = counted(&world, CPU1, || touch(&mm, GIB));
+    assert_eq!((served[Counter::FlushesServed], served[Counter::FlushesFull]), (1, 1));
+    world.machine.run_cpu(CPU1, || {
+        let mut faults = 0;
+        let sim = world.machine.handle();
+        let handler = |_, _| {
+            faults += 1;
+            Err(FaultError::NotMapped)
+        };
+        assert_eq!(sim.user(handler).read(page(GIB)), Ok(0));
+        assert_eq!((faults, check_latched(&mm)), (0, Ok(())));
+        sim.assert_coherent();
+        drop(process);
+    });
+    world.alone(|| drop(mm));
+}
+
+/// R26 for the top table: a lazy CPU is passed by, and loads the table again when it comes back.
+#[test]
+fn a_lazy_cpu_learns_of_a_filled_entry_when_it_comes_back() {
+    let (world, mm, mut process) = rig();
+    world.machine.run_cpu(CPU1, || process.enter_lazy());
+    let served = counted(&world, CPU1, || touch(&mm, GIB));
+    assert_eq!(served[Counter::FlushesServed], 0);
+    world.machine.run_cpu(CPU1, || {
+        assert_eq!(check_latched(&mm), Ok(()), "nobody uses it");
+        process.switch_to(&mm);
+        assert_eq!(check_latched(&mm), Ok(()));
+        world.machine.handle().assert_coherent();
+        assert_eq!(process.read(page(GIB)), Ok(0));
+        drop(process);
+    });
+    world.alone(|| drop(mm));
+}
+
+/// I30, I33, I38: a PMD table that an unmapping takes is unknown to every CPU before it is freed, lazy ones included. The machine
+/// complains of a table that is freed while a CPU has its entry latched.
+#[test]
+fn a_freed_pmd_table_is_latched_nowhere() {
+    for lazy in [false, true] {
+        let (world, mm, mut process) = rig();
+        world.machine.run_cpu(CPU1, || {
+            process.write(page(GIB), 1).unwrap();
+            if lazy {
+                process.enter_lazy();
+            }
+        });
+        let served = counted(&world, CPU1, || {
+            mm.munmap(pages(GIB, GIB + 1)).unwrap();
+            assert_eq!(mm.linked_table_bytes(), 3 * 4096);
+            world.settle();
+        });
+        assert_eq!((served[Counter::LazyLeft], served[Counter::FlushesFull]), (u64::from(lazy), u64::from(!lazy)));
+        world.machine.run_cpu(CPU1, || {
+            if lazy {
+                process.switch_to(&mm);
+            }
+            assert_eq!(check_latched(&mm), Ok(()));
+            world.machine.handle().assert_coherent();
+            assert_eq!(process.read(page(GIB)), Err(FaultError::NotMapped));
+            assert_eq!(process.read(page(0x200)), Ok(1));
+            drop(process);
+        });
+        world.alone(|| drop(mm));
+    }
+}
+
+/// The check of I38 can fail: an entry changed behind everybody's back is named, and so says the machine.
+#[test]
+fn a_stale_copy_is_found() {
+    let (world, mm, process) = rig();
+    world.machine.run_cpu(CPU1, || {
+        let sim = world.machine.handle();
+        let slots = sim.map_small_top(mm.pgd());
+        assert_eq!(check_latched(&mm), Ok(()));
+        let entry = slots[2].swap(Entry::NONE);
+        assert_eq!(check_latched(&mm), Err(2));
+        slots[2].store(entry);
+        // A walker of an emulator has set A.
+        slots[0].compare_exchange(slots[0].load(), Entry(slots[0].load().0 | 1 << 5)).unwrap();
+        assert_eq!(check_latched(&mm), Ok(()));
+        slots[0].swap(Entry(slots[0].load().0 & !(1 << 5)));
+        drop(process);
+    });
+    world.alone(|| drop(mm));
+}
+
+/// R30: whoever takes a PTE table out of a slot that may be filled again at once has every CPU take an interrupt first, also
+/// those that have nothing to do with the address space. In modes whose entries are one word nobody else is bothered.
+#[test]
+fn a_pte_table_goes_after_all_cpus_have_taken_an_interrupt() {
+    fn interrupts<Mode: PagingMode>(work: impl Fn(&MmRef<Sim<Mode>>)) -> u64 {
+        let world = World::<Mode>::new(SimConfig::calm(512, 3, 1));
+        let taken = || world.machine.interrupts_taken(CPU2);
+        world.alone(|| {
+            let mm = world.mm();
+            // In the same PMD table, so that this stays.
+            map_anonymous(&mm, pages(0x1000, 0x1001));
+            map_anonymous(&mm, pages(0x200, 0x400));
+            handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+            handle_mm_fault(&mm, page(0x1000), Access::Write).unwrap();
+            let before = taken();
+            work(&mm);
+            taken() - before
+        })
+    }
+    let drop_contents = |mm: &MmRef<Sim<Pae>>| mm.madvise_dontneed(pages(0x200, 0x400)).unwrap();
+    assert_eq!(interrupts::<Pae>(drop_contents), 1);
+    assert_eq!(interrupts::<Pae>(|mm| mm.munmap(pages(0x200, 0x400)).unwrap()), 1);
+    assert_eq!(interrupts::<Pae>(|mm| mm.munmap(pages(0x200, 0x300)).unwrap()), 0, "the table stays");
+    assert_eq!(interrupts::<FourLevel>(|mm| mm.madvise_dontneed(pages(0x200, 0x400)).unwrap()), 0);
+    assert_eq!(interrupts::<FourLevel>(|mm| mm.munmap(pages(0x200, 0x400)).unwrap()), 0);
+}
+
+/// Nobody reads the tables of an address space that ends, so nobody is interrupted for them.
+#[test]
+fn the_end_of_an_address_space_interrupts_nobody() {
+    let world = World::<Pae>::new(SimConfig::calm(512, 3, 1));
+    let mm = world.alone(|| world.mm());
+    world.alone(|| {
+        map_anonymous(&mm, pages(0x200, 0x400));
+        touch(&mm, 0x200);
+        let before = world.machine.interrupts_taken(CPU1);
+        drop(mm);
+        assert_eq!(world.machine.interrupts_taken(CPU1), before);
+    });
+}
+
+/// I39, spec 1.3: an entry of the top table with a bit that is reserved there is bad, though the bits are those of a table's
+/// pointer anywhere else. It is reported with all its bits, cleared, and filled anew.
+#[test]
+fn reserved_bits_in_the_top_table_make_an_entry_bad() {
+    let world = World::<Pae>::new(SimConfig::calm(512, 1, 1));
+    world.alone(|| {
+        let mm = world.mm();
+        let sim = world.machine.handle();
+        map_anonymous(&mm, pages(GIB, GIB + 1));
+        let slots = sim.map_small_top(mm.pgd());
+        let entry = slots[1].load();
+        slots[1].swap(Entry::table(entry.pfn()));
+        let rcu = rcu::read_lock(sim);
+        assert!(pmd_offset(&mm, &rcu, page(GIB)).is_none());
+        drop(rcu);
+        assert_eq!((slots[1].load(), bad_entries(&world)), (Entry::NONE, 1));
+        touch(&mm, GIB);
+        mm.munmap(pages(GIB, GIB + 1)).unwrap();
+        // Nobody knows any more what the bad entry named: back it goes, to be freed with the rest.
+        slots[1].store(entry);
+        assert_eq!(mm.linked_table_bytes(), 3 * 4096);
+    });
+}
+
+fn bad_entries(world: &World<Pae>) -> u64 {
+    StatsSnapshot::sum(world.machine.handle().cpus())[Counter::BadEntries]
+}
+
+/// I29 to I33, I38 with PMD tables that come and go under eight CPUs: each uses a page of its own in every GiB, and takes its
+/// neighbour's GiB away or its own pages; now and then it is lazy. Walkers look ahead.
+#[test]
+fn pmd_tables_come_and_go_under_their_users() {
+    for seed in 1..4 {
+        let world = World::<Pae>::new(SimConfig::racy(2048, 8, seed));
+        let mm = world.alone(|| world.mm());
+        // The third GiB is of regions that come and go, the first stays.
+        world.alone(|| map_anonymous(&mm, pages(0x200, 0x240)));
+        world.machine.run_all(|cpu| {
+            let own = u64::from(cpu.0);
+            let mut process = Process::enter(&world, &mm);
+            for round in 0..40 {
+                process.write(page(0x200 + own), round).unwrap();
+                let first = (1 + round % 2) * GIB + own * 0x200;
+                let range = pages(first, first + 2);
+                mm.mmap(range, Protection::READ_WRITE, Mapping::Anonymous).unwrap();
+                assert_eq!(process.fetch_add(page(first), 1), Ok(0), "an old page shows");
+                assert_eq!(check_latched(&mm), Ok(()));
+                mm.munmap(range).unwrap();
+                assert_eq!(process.read(page(first)), Err(FaultError::NotMapped));
+                assert_eq!(check_latched(&mm), Ok(()));
+                if round % 4 == own % 4 {
+                    process.enter_lazy();
+                    (0..10).for_each(|_| world.machine.handle().pause());
+                    process.switch_to(&mm);
+                }
+                assert_eq!(process.read(page(0x200 + own)), Ok(round));
+            }
+        });
+        world.alone(|| {
+            world.machine.handle().assert_coherent();
+            drop(mm);
+        });
+    }
+}
