@@ -43,7 +43,8 @@ ktest! {
     fn only_cpus_in_the_address_space_are_interrupted(t: &TestContext) {
         let (mm, other) = (Mm::create(memory())?, Mm::create(memory())?);
         for mm in [&mm, &other] {
-            map_anonymous(mm, pages(0, 4))?;
+            // One page more than goes, so that no table goes: with PAE every CPU has to know of that.
+            map_anonymous(mm, pages(0, 5))?;
         }
         let done = AtomicBool::new(false);
         let before = served();
@@ -75,7 +76,7 @@ ktest! {
     fn a_sleeping_thread_keeps_no_cpu_in_its_address_space(t: &TestContext) {
         needs_a_second_cpu(t)?;
         let mm = Mm::create(memory())?;
-        map_anonymous(&mm, pages(0, 1))?;
+        map_anonymous(&mm, pages(0, 2))?;
         let asleep = AtomicBool::new(true);
         let key = (&raw const asleep).addr();
         let outcomes = crew::run(first_cpus(2), &|member| {
@@ -198,7 +199,8 @@ fn flushes_served(cpu: CpuId) -> u64 {
     X86.cpus().of(cpu).stats.snapshot()[Counter::FlushesServed]
 }
 
-/// Unmaps a page once `cpu`, the running one, is alone in `mm`; nobody is interrupted then.
+/// Unmaps a page once `cpu`, the running one, is alone in `mm`; nobody is interrupted then. Another page keeps the table: with
+/// PAE every CPU has to know when that goes.
 fn unmap_alone(mm: &MmRef, cpu: CpuId) -> TestResult {
     let give_up = time::now_nanos() + PATIENCE_NANOS;
     while mm.tlb().cpus() != CpuSet::only(cpu) {
