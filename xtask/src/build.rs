@@ -8,6 +8,46 @@ use crate::setup::Missing;
 use crate::setup::toolchain::{KERNEL_TARGET, Need, Toolchain, Toolchains};
 use crate::workspace::Workspace;
 
+/// The processor the kernel is built for. A build of its own each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Arch {
+    /// 64 bits; four or five levels of page tables.
+    #[value(name = "x86_64")]
+    X86_64,
+    /// 32 bits, with 64-bit page-table entries (PAE): three levels, and more memory than addresses.
+    #[value(name = "i686-pae")]
+    I686Pae,
+}
+
+impl Arch {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::X86_64, Self::I686Pae];
+
+    /// Its word on our command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::I686Pae => "i686-pae",
+        }
+    }
+
+    /// What its builds need of a compiler: nobody ships `core` for a target of our own.
+    pub fn need(self) -> Need {
+        match self {
+            Self::X86_64 => Need::KernelTarget,
+            Self::I686Pae => Need::LibrarySource,
+        }
+    }
+
+    /// The folder of its builds in cargo's target folder: the target's name, or that of the file that describes it.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::X86_64 => KERNEL_TARGET,
+            Self::I686Pae => "i686-pae",
+        }
+    }
+}
+
 /// Where page-table locks live. A build of its own each, not a switch at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Locks {
@@ -72,6 +112,8 @@ impl Profile {
 /// One way to build the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
+    /// What it runs on.
+    pub arch: Arch,
     /// Where page-table locks live.
     pub locks: Locks,
     /// Whether locks check how they are used.
@@ -84,10 +126,11 @@ pub struct Variant {
 
 impl Variant {
     /// Every placement of locks, each without and with checks: the builds that must all pass the same tests.
-    pub fn all(profile: Profile) -> impl Iterator<Item = Self> {
+    pub fn all(arch: Arch, profile: Profile) -> impl Iterator<Item = Self> {
         let checks = [false, true].into_iter();
         checks.flat_map(move |debug_locks| {
             [Locks::Split, Locks::SplitPte, Locks::Single].map(|locks| Self {
+                arch,
                 locks,
                 debug_locks,
                 levels: Levels::Four,
@@ -97,8 +140,8 @@ impl Variant {
     }
 
     /// Whether its locks are those of a build that nobody asked anything of.
-    pub fn is_usual(self) -> bool {
-        self.locks == Locks::Split && !self.debug_locks && self.levels == Levels::Four
+    pub fn has_usual_locks(self) -> bool {
+        self.locks == Locks::Split && !self.debug_locks
     }
 
     /// The features of `mm` that this takes; its paging mode is no feature but a type.
@@ -116,7 +159,8 @@ impl Variant {
     pub fn options(self) -> String {
         let locks = if self.locks == Locks::Split { String::new() } else { format!(" --config {}", self.locks.word()) };
         let debug_locks = if self.debug_locks { " --debug-locks" } else { "" };
-        locks + debug_locks + if self.levels == Levels::Five { " --levels 5" } else { "" }
+        let arch = if self.arch == Arch::X86_64 { String::new() } else { format!(" --arch {}", self.arch.word()) };
+        arch + &locks + debug_locks + if self.levels == Levels::Five { " --levels 5" } else { "" }
     }
 
     /// Its locks, as the kernel names them in `@boot`, and in reports.
@@ -124,10 +168,11 @@ impl Variant {
         format!("{}{}", self.locks.word(), if self.debug_locks { "+debug" } else { "" })
     }
 
-    /// Its locks and levels, in file names.
+    /// What it is, in file names.
     fn file_name(self) -> String {
+        let arch = if self.arch == Arch::X86_64 { String::new() } else { format!("-{}", self.arch.word()) };
         let levels = if self.levels == Levels::Five { "-5level" } else { "" };
-        format!("kernel-{}{levels}-{}.elf", self.name(), self.profile.name())
+        format!("kernel{arch}-{}{levels}-{}.elf", self.name(), self.profile.name())
     }
 }
 
@@ -153,15 +198,30 @@ pub enum BuildError {
     },
 }
 
-/// Compiler flags of the kernel: linked at fixed addresses in the top 2 GiB, and with frame pointers, without which a
-/// backtrace is fiction.
-const KERNEL_FLAGS: &str = "-Cforce-frame-pointers=yes -Crelocation-model=static -Ccode-model=kernel";
+/// Compiler flags of the kernel: linked at fixed addresses, those of 64 bits in the top 2 GiB, and with frame pointers,
+/// without which a backtrace is fiction.
+const KERNEL_FLAGS: [(&str, &str); 2] = [
+    (
+        "CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS",
+        "-Cforce-frame-pointers=yes -Crelocation-model=static -Ccode-model=kernel",
+    ),
+    ("CARGO_TARGET_I686_PAE_RUSTFLAGS", "-Cforce-frame-pointers=yes -Crelocation-model=static"),
+];
 
-/// Adds to a cargo command what every build for the kernel's target needs.
-pub fn for_kernel_target(command: &mut Command, toolchain: &Toolchain, workspace: &Workspace) {
-    command.args(["--target", KERNEL_TARGET]).arg("--target-dir").arg(workspace.target("kernel"));
-    command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS", KERNEL_FLAGS);
-    if !toolchain.target_installed {
+/// Adds to a cargo command what every build of the kernel for `arch` needs.
+pub fn for_kernel_target(command: &mut Command, arch: Arch, toolchain: &Toolchain, workspace: &Workspace) {
+    command.arg("--target-dir").arg(workspace.target("kernel")).envs(KERNEL_FLAGS).arg("--target");
+    let build_library = match arch {
+        Arch::X86_64 => {
+            command.arg(KERNEL_TARGET);
+            !toolchain.target_installed
+        }
+        Arch::I686Pae => {
+            command.arg(workspace.root().join("arch/x86/i686-pae.json")).arg("-Zjson-target-spec");
+            true
+        }
+    };
+    if build_library {
         command.env("RUSTC_BOOTSTRAP", "1");
         command.args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"]);
     }
@@ -191,13 +251,14 @@ impl<'a> Builder<'a> {
         if let Some((_, place)) = self.kernels.iter().find(|(built, _)| *built == variant) {
             return Ok(place.clone());
         }
-        let toolchain = self.toolchains.require(Need::KernelTarget)?;
+        let toolchain = self.toolchains.require(variant.arch.need())?;
         let mut command = self.toolchains.cargo(&toolchain)?;
         command.args(["build", "--package", "kernel", "--profile", variant.profile.name()]);
-        for_kernel_target(&mut command, &toolchain, self.workspace);
+        for_kernel_target(&mut command, variant.arch, &toolchain, self.workspace);
         command.arg("--features").arg(variant.features().join(","));
         run(&mut command, "kernel")?;
-        let built = self.workspace.target("kernel").join(KERNEL_TARGET).join(variant.profile.name()).join("kernel");
+        let folder = self.workspace.target("kernel").join(variant.arch.folder());
+        let built = folder.join(variant.profile.name()).join("kernel");
         let place = self.workspace.out(&variant.file_name());
         copy(&built, &place)?;
         self.kernels.push((variant, place.clone()));

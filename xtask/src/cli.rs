@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::build::{Levels, Locks};
+use crate::build::{Arch, Levels, Locks};
 use crate::options;
 use crate::protocol::logline::Level;
 
@@ -47,9 +47,9 @@ pub struct Guest {
     /// CPUs, 1 to 64.
     #[arg(long, value_name = "N", default_value = "8", value_parser = options::cpus, allow_negative_numbers = true)]
     pub smp: u32,
-    /// Memory, such as 512M or 2G.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = options::memory, allow_hyphen_values = true)]
-    pub mem: u64,
+    /// Memory, such as 512M or 2G; 512M, or with PAE 6G, if none is given.
+    #[arg(long, value_name = "SIZE", value_parser = options::memory, allow_hyphen_values = true)]
+    pub mem: Option<u64>,
     /// What executes the guest; auto takes KVM only where it is the processor's own.
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     pub accel: Accel,
@@ -90,6 +90,9 @@ pub struct Guest {
 /// How the kernel is built.
 #[derive(Args, Clone)]
 pub struct Variant {
+    /// The processor it is for; x86_64 if none is named.
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
     /// Optimised (the default).
     #[arg(long, conflicts_with = "debug")]
     pub release: bool,
@@ -139,7 +142,7 @@ pub struct Run {
     /// How often it repeats its work.
     #[arg(long, value_name = "N")]
     pub rounds: Option<u64>,
-    /// How the kernel is entered; pvh if the run is deterministic.
+    /// How the kernel is entered; pvh if the run is deterministic or the kernel has 32 bits.
     #[arg(long, value_enum)]
     pub boot: Option<Boot>,
     /// Run this disk image instead of building one.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::build::Arch;
 use crate::protocol::logline::Level;
 
 /// What executes the guest's instructions.
@@ -42,6 +43,8 @@ pub const MAX_SHIFT: u8 = 10;
 /// The machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
+    /// Its processors.
+    pub arch: Arch,
     /// CPUs.
     pub cpus: u32,
     /// Memory in MiB.
@@ -56,6 +59,9 @@ pub struct Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.arch != Arch::X86_64 {
+            write!(f, "{}, ", self.arch.word())?;
+        }
         let plural = if self.cpus == 1 { "" } else { "s" };
         write!(f, "{} CPU{plural}, {} MiB, {}", self.cpus, self.memory_mib, self.accelerator)?;
         match self.clock {

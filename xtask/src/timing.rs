@@ -62,9 +62,16 @@ pub fn host_limits(machine: &Machine, guest_limit: Duration, margin: Duration, e
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::Arch;
 
-    const TCG: Machine =
-        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
+    const TCG: Machine = Machine {
+        arch: Arch::X86_64,
+        cpus: 8,
+        memory_mib: 512,
+        accelerator: Accelerator::Tcg,
+        clock: Clock::Host,
+        lacks: None,
+    };
 
     #[test]
     fn a_translated_guest_gets_more_time_than_a_native_one() {

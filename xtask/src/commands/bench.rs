@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::compare::on_its_clock;
 use super::{guest, run};
-use crate::build::{Builder, Variant};
+use crate::build::Builder;
 use crate::cli::{self, BenchName};
 use crate::machine::{Machine, Task};
 use crate::postmortem;
@@ -65,11 +65,12 @@ pub fn bench(workspace: &Workspace, options: &cli::Bench) -> Result<bool> {
         BenchName::ALL.iter().for_each(|bench| println!("{:<8} {}", bench.workload(), bench.about()));
         return Ok(true);
     }
-    let asked = guest::machine(&options.guest)?;
-    let emulator = qemu::require()?;
+    let variant = guest::variant(&options.guest.variant)?;
+    let asked = guest::machine(&options.guest, variant.arch)?;
+    let emulator = qemu::require(variant.arch)?;
     let kernel = match &options.guest.kernel {
         Some(kernel) => kernel.clone(),
-        None => Builder::new(workspace).kernel(Variant::from(&options.guest.variant))?,
+        None => Builder::new(workspace).kernel(variant)?,
     };
     let cores = available_parallelism().map_or(1, NonZero::get);
     let mut all = Vec::new();
@@ -122,12 +123,19 @@ fn machines(bench: BenchName, asked: Machine, cores: usize, threads: bool) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::Arch;
     use crate::machine::{Accelerator, Clock};
 
     #[test]
     fn contests_are_held_on_both_clocks_where_cores_are_too_few() {
-        let asked =
-            Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
+        let asked = Machine {
+            arch: Arch::X86_64,
+            cpus: 8,
+            memory_mib: 512,
+            accelerator: Accelerator::Tcg,
+            clock: Clock::Host,
+            lacks: None,
+        };
         let clocks = |bench, cores, threads| -> Vec<bool> {
             machines(bench, asked, cores, threads).iter().map(|machine| machine.clock == Clock::Host).collect()
         };

@@ -33,6 +33,7 @@ pub fn compare(
     emulator: &Path,
     builder: &mut Builder<'_>,
     options: &cli::Run,
+    base: Variant,
     asked: Machine,
 ) -> Result<bool> {
     let cores = available_parallelism().map_or(1, NonZero::get);
@@ -44,7 +45,6 @@ pub fn compare(
             machine.cpus
         );
     }
-    let base = Variant::from(&options.guest.variant);
     let mut kernels = Vec::new();
     for locks in [Locks::Split, Locks::Single] {
         let variant = Variant { locks, ..base };
@@ -98,11 +98,18 @@ pub(super) fn on_its_clock(asked: Machine, cores: usize, threads: bool) -> Machi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::Arch;
 
     #[test]
     fn cpus_take_turns_where_cores_are_too_few_and_nobody_asked_otherwise() {
-        let asked =
-            Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
+        let asked = Machine {
+            arch: Arch::X86_64,
+            cpus: 8,
+            memory_mib: 512,
+            accelerator: Accelerator::Tcg,
+            clock: Clock::Host,
+            lacks: None,
+        };
         assert_eq!(on_its_clock(asked, 2, false).clock, TURNS);
         assert_eq!(on_its_clock(asked, 8, false), asked);
         assert_eq!(on_its_clock(asked, 2, true), asked);

@@ -1,18 +1,49 @@
 //! From options to a plan for one run.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
-use crate::cli::{Accel, Guest};
+use crate::build::{Arch, Levels, Locks, Profile, Variant};
+use crate::cli::{self, Accel, Guest};
 use crate::machine::{Accelerator, Clock, Machine, Task};
 use crate::runner::{Medium, Plan};
 use crate::setup::accelerator::Virtualisation;
 use crate::timing;
 
-/// The machine the options ask for.
+/// Memory where nobody asked for another size, in MiB. With PAE so much that most frames are beyond 32 bits.
+const USUAL_MEMORY_MIB: u64 = 512;
+const USUAL_PAE_MEMORY_MIB: u64 = 6 * 1024;
+/// With more, the descriptors of its frames leave the PAE kernel too little of what it can address.
+const MOST_PAE_MEMORY_MIB: u64 = 32 * 1024;
+
+/// The build the options ask for.
 ///
 /// # Errors
-/// When they ask for KVM where there is none.
-pub fn machine(options: &Guest) -> Result<Machine> {
+/// When there is no such build.
+pub fn variant(options: &cli::Variant) -> Result<Variant> {
+    let arch = options.arch.unwrap_or(Arch::X86_64);
+    ensure!(arch == Arch::X86_64 || options.levels == Levels::Four, "--levels 5 is for x86_64: PAE has three levels");
+    Ok(Variant {
+        arch,
+        locks: if options.single_lock { Locks::Single } else { options.config },
+        debug_locks: options.debug_locks,
+        levels: options.levels,
+        profile: if options.debug { Profile::Debug } else { Profile::Release },
+    })
+}
+
+/// The machine the options ask for, for kernels of `arch`.
+///
+/// # Errors
+/// When they ask for KVM where there is none, or for more memory than the kernel can use.
+pub fn machine(options: &Guest, arch: Arch) -> Result<Machine> {
+    let memory_mib = match (arch, options.mem) {
+        (Arch::I686Pae, Some(mib)) if mib > MOST_PAE_MEMORY_MIB => {
+            bail!("--mem: i686-pae takes at most {}G", MOST_PAE_MEMORY_MIB / 1024)
+        }
+        (_, Some(mib)) => mib,
+        (Arch::X86_64, None) => USUAL_MEMORY_MIB,
+        (Arch::I686Pae, None) => USUAL_PAE_MEMORY_MIB,
+    };
     let virtualisation = Virtualisation::detect();
     let clock = options.deterministic.map_or(Clock::Host, |shift| Clock::Instructions { shift });
     let accelerator = match options.accel {
@@ -22,7 +53,7 @@ pub fn machine(options: &Guest) -> Result<Machine> {
         Accel::Auto if clock == Clock::Host => virtualisation.accelerator(),
         Accel::Auto | Accel::Tcg => Accelerator::Tcg,
     };
-    Ok(Machine { cpus: options.smp, memory_mib: options.mem, accelerator, clock, lacks: None })
+    Ok(Machine { arch, cpus: options.smp, memory_mib, accelerator, clock, lacks: None })
 }
 
 /// A plan for one run.
@@ -46,4 +77,32 @@ pub fn debugger_line(kernel: &std::path::Path, port: u16) -> String {
          gdb {} -ex 'target remote 127.0.0.1:{port}'",
         kernel.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn memory(arch: Arch, mem: Option<u64>) -> Result<u64> {
+        let Command::Run(options) = Cli::parse_from(["xtask", "run"]).command else {
+            bail!("that is run");
+        };
+        machine(&Guest { mem, ..options.guest }, arch).map(|machine| machine.memory_mib)
+    }
+
+    #[test]
+    fn memory_fits_the_processor() {
+        for (arch, mem, expected) in [
+            (Arch::X86_64, None, Some(512)),
+            (Arch::I686Pae, None, Some(6144)),
+            (Arch::I686Pae, Some(300), Some(300)),
+            (Arch::I686Pae, Some(MOST_PAE_MEMORY_MIB + 1), None),
+            (Arch::X86_64, Some(MOST_PAE_MEMORY_MIB + 1), Some(MOST_PAE_MEMORY_MIB + 1)),
+        ] {
+            assert_eq!(memory(arch, mem).ok(), expected, "{arch:?} {mem:?}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::build::for_kernel_target;
+use crate::build::{Arch, for_kernel_target};
 use crate::setup::toolchain::{Need, Toolchains};
 use crate::workspace::Workspace;
 
@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 const KERNEL_CRATES: [&str; 3] = ["kernel", "arch-x86", "mm"];
 /// Their folders.
 const KERNEL_FOLDERS: [&str; 3] = ["kernel/src/", "arch/x86/src/", "mm/src/"];
+/// Processors they are linted for.
+const ARCHES: [Arch; 1] = [Arch::X86_64];
 /// A lint that every function with a value trips over; nobody wants to follow it.
 const PROBE_LINT: &str = "clippy::implicit_return";
 
@@ -29,10 +31,12 @@ pub fn clippy(workspace: &Workspace) -> Result<bool> {
     host.current_dir(workspace.root()).args(["clippy", "--keep-going", "--all-targets", "--", "-Dwarnings"]);
     clean &= host.status().context("cannot start cargo clippy")?.success();
 
-    println!("clippy: kernel crates");
-    let mut kernel = kernel_clippy(workspace, &mut toolchains)?;
-    clean &= kernel.args(["--", "-Dwarnings"]).status().context("cannot start the kernel's clippy")?.success();
-    prove_it_sees_the_kernel(kernel_clippy(workspace, &mut toolchains)?)?;
+    for arch in ARCHES {
+        println!("clippy: kernel crates, {}", arch.word());
+        let mut kernel = kernel_clippy(workspace, arch, &mut toolchains)?;
+        clean &= kernel.args(["--", "-Dwarnings"]).status().context("cannot start the kernel's clippy")?.success();
+        prove_it_sees_the_kernel(kernel_clippy(workspace, arch, &mut toolchains)?)?;
+    }
 
     println!("clippy: boot");
     let (toolchain, program) = toolchains.require_clippy(Need::LibrarySource)?;
@@ -44,15 +48,15 @@ pub fn clippy(workspace: &Workspace) -> Result<bool> {
     Ok(clean)
 }
 
-fn kernel_clippy(workspace: &Workspace, toolchains: &mut Toolchains) -> Result<Command> {
-    let (toolchain, program) = toolchains.require_clippy(Need::KernelTarget)?;
+fn kernel_clippy(workspace: &Workspace, arch: Arch, toolchains: &mut Toolchains) -> Result<Command> {
+    let (toolchain, program) = toolchains.require_clippy(arch.need())?;
     let mut command = Command::new(program);
     toolchains.isolate(&toolchain, &mut command)?;
     command.args(["clippy", "--keep-going"]);
     for name in KERNEL_CRATES {
         command.args(["--package", name]);
     }
-    for_kernel_target(&mut command, &toolchain, workspace);
+    for_kernel_target(&mut command, arch, &toolchain, workspace);
     Ok(command)
 }
 

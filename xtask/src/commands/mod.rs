@@ -10,9 +10,9 @@ mod test;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::build::{Builder, Locks, Profile, Variant};
+use crate::build::{Arch, Builder};
 use crate::cli::{self, Command};
 use crate::setup::doctor;
 use crate::workspace::Workspace;
@@ -34,26 +34,17 @@ pub fn run(command: Command) -> Result<bool> {
     }
 }
 
-impl From<&cli::Variant> for Variant {
-    fn from(options: &cli::Variant) -> Self {
-        Self {
-            locks: if options.single_lock { Locks::Single } else { options.config },
-            debug_locks: options.debug_locks,
-            levels: options.levels,
-            profile: if options.debug { Profile::Debug } else { Profile::Release },
-        }
-    }
-}
-
 fn build(workspace: &Workspace, options: &cli::Build) -> Result<bool> {
-    let kernel = Builder::new(workspace).kernel(Variant::from(&options.variant))?;
+    let kernel = Builder::new(workspace).kernel(guest::variant(&options.variant)?)?;
     println!("{}", kernel.display());
     Ok(true)
 }
 
 fn image(workspace: &Workspace, options: &cli::Image) -> Result<bool> {
+    let variant = guest::variant(&options.variant)?;
+    ensure!(variant.arch == Arch::X86_64, "a disk image is for x86_64: the boot loader starts 64-bit kernels");
     let mut builder = Builder::new(workspace);
-    let kernel = builder.kernel(Variant::from(&options.variant))?;
+    let kernel = builder.kernel(variant)?;
     let path = std::path::absolute(&options.path).context("no such path")?;
     builder.image(&kernel, &path)?;
     println!("{}", path.display());

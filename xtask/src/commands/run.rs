@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{compare, guest};
-use crate::build::{Builder, Variant};
+use crate::build::{Arch, Builder, Variant};
 use crate::cli::{self, Boot};
 use crate::machine::{Clock, Machine, Task};
 use crate::postmortem;
@@ -19,13 +19,18 @@ use crate::workspace::Workspace;
 
 /// Runs a workload; whether every oracle is satisfied.
 pub fn run(workspace: &Workspace, options: &cli::Run) -> Result<bool> {
-    let machine = guest::machine(&options.guest)?;
-    let emulator = qemu::require()?;
+    let variant = guest::variant(&options.guest.variant)?;
+    let machine = guest::machine(&options.guest, variant.arch)?;
+    ensure!(
+        variant.arch == Arch::X86_64 || (options.boot != Some(Boot::Uefi) && options.image.is_none()),
+        "UEFI starts x86_64 alone; i686-pae boots by pvh"
+    );
+    let emulator = qemu::require(variant.arch)?;
     let mut builder = Builder::new(workspace);
     if options.compare {
-        return compare::compare(workspace, &emulator, &mut builder, options, machine);
+        return compare::compare(workspace, &emulator, &mut builder, options, variant, machine);
     }
-    let (medium, kernel) = medium(workspace, &mut builder, options, &machine)?;
+    let (medium, kernel) = medium(workspace, &mut builder, options, variant, &machine)?;
     if options.guest.gdb {
         println!("{}", guest::debugger_line(&kernel, options.guest.gdb_port));
     }
@@ -70,16 +75,18 @@ fn medium(
     workspace: &Workspace,
     builder: &mut Builder<'_>,
     options: &cli::Run,
+    variant: Variant,
     machine: &Machine,
 ) -> Result<(Medium, PathBuf)> {
     if let Some(image) = &options.image {
         return Ok((Medium::Uefi(image.clone(), ovmf::require()?), PathBuf::new()));
     }
     // Firmware under a counted clock takes longer than anybody waits.
-    let usual = if machine.clock == Clock::Host && options.guest.kernel.is_none() { Boot::Uefi } else { Boot::Pvh };
+    let may_wait = machine.clock == Clock::Host && options.guest.kernel.is_none();
+    let usual = if may_wait && variant.arch == Arch::X86_64 { Boot::Uefi } else { Boot::Pvh };
     let kernel = match &options.guest.kernel {
         Some(kernel) => kernel.clone(),
-        None => builder.kernel(Variant::from(&options.guest.variant))?,
+        None => builder.kernel(variant)?,
     };
     let medium = match options.boot.unwrap_or(usual) {
         Boot::Pvh => Medium::Pvh(kernel.clone()),

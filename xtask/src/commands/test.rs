@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use super::guest;
-use crate::build::{Builder, Locks, Variant};
+use crate::build::{Arch, Builder, Levels, Locks, Variant};
 use crate::cli::{self, Guest, Half};
 use crate::interrupt;
 use crate::machine::{Clock, MAX_SHIFT, Machine, Task};
@@ -25,28 +25,32 @@ use crate::workspace::Workspace;
 
 /// Runs the tests; whether all passed.
 pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
-    let machine = guest::machine(&options.guest)?;
-    let rounds = rounds(options, machine.clock);
+    let setups = setups(options)?;
+    let clock = setups[0].machine.clock;
+    let rounds = rounds(options, clock);
     // Options that say how often or under which clock the kernel runs mean nothing to the host's half.
     let kernel_alone =
-        options.repeat.is_some() || options.schedules.is_some() || machine.clock != Clock::Host || options.guest.gdb;
+        options.repeat.is_some() || options.schedules.is_some() || clock != Clock::Host || options.guest.gdb;
     let host = options.only.map_or(!kernel_alone, |half| half == Half::Host);
     let guest = options.only != Some(Half::Host);
-    // Found or installed before anything long begins.
-    let emulator = if guest { Some(qemu::require()?) } else { None };
+    if guest {
+        // Found or installed before anything long begins.
+        setups.iter().try_for_each(|setup| qemu::require(setup.variant.arch).map(|_| ()))?;
+    }
 
     let filter = options.filter.as_deref().unwrap_or_default();
-    let setups = setups(options, machine);
     let mut builder = Builder::new(workspace);
     let mut progress = Progress::new();
-    let variants = host_variants(options);
+    let variants = host_variants(options, &setups[0]);
     if host && let Err(error) = HostTests::new(workspace, filter, &variants).run(builder.toolchains(), &mut progress) {
         progress.ended(broken("host", &error.to_string()));
     }
     let mut no_match = false;
-    let emulator = emulator.as_deref();
-    for (number, setup) in setups.iter().enumerate() {
-        let Some(emulator) = emulator.filter(|_| !interrupt::requested()) else { break };
+    for (number, setup) in setups.iter().enumerate().filter(|_| guest) {
+        if interrupt::requested() {
+            break;
+        }
+        let emulator = &qemu::require(setup.variant.arch)?;
         let kernel = match kernel_of(&mut builder, &options.guest, setup.variant) {
             Ok(kernel) => kernel,
             Err(error) => {
@@ -58,7 +62,8 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
         no_match |= half.run(&rounds, &mut progress)?;
         // Whether xtask sees what a kernel does is asked once, of a kernel we built.
         if number == 0 && !kernel_alone && options.guest.kernel.is_none() {
-            let (variant, kernel) = (setup.variant, kernel.as_path());
+            let Setup { variant, machine, .. } = *setup;
+            let kernel = kernel.as_path();
             let mut stage = Stage { workspace, emulator, kernel, variant, machine, builder: &mut builder };
             guest_tests::run(&mut stage, filter, &mut progress);
         }
@@ -66,8 +71,9 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     if interrupt::requested() {
         bail!("interrupted");
     }
-    // A filter leaves out what is cited; a kernel that was given may be any.
-    if filter.is_empty() && options.guest.kernel.is_none() {
+    // A filter or one processor leaves out what is cited; a kernel that was given may be any.
+    let whole = options.guest.variant.arch.is_none_or(|arch| ARCHES == [arch]);
+    if filter.is_empty() && options.guest.kernel.is_none() && whole {
         let ran = Ran { host, kernel: guest, all_cpus: options.guest.smp >= CITED_CPUS };
         check_coverage(workspace, ran, &mut progress);
     }
@@ -95,28 +101,45 @@ struct Setup {
 /// CPUs on which the usual build is shown.
 const SIZES: [u32; 4] = [1, 2, 4, 8];
 
+/// Processors whose kernels are tested when none is named.
+const ARCHES: [Arch; 1] = [Arch::X86_64];
+
 /// What the kernel's tests run on, the usual ones first.
-fn setups(options: &cli::Test, machine: Machine) -> Vec<Setup> {
-    let chosen = Variant::from(&options.guest.variant);
-    let label = |variant: Variant| if variant.is_usual() { String::new() } else { variant.name() };
-    if !options.all_configs {
-        return vec![Setup { variant: chosen, machine, label: label(chosen) }];
+fn setups(options: &cli::Test) -> Result<Vec<Setup>> {
+    let named = options.guest.variant.arch;
+    let mut setups = Vec::new();
+    for arch in named.map_or(ARCHES.to_vec(), |arch| vec![arch]) {
+        let chosen = guest::variant(&cli::Variant { arch: Some(arch), ..options.guest.variant.clone() })?;
+        let machine = guest::machine(&options.guest, arch)?;
+        if !options.all_configs {
+            setups.push(Setup { variant: chosen, machine, label: label(chosen, None) });
+            continue;
+        }
+        let variants = Variant::all(arch, chosen.profile);
+        setups.extend(variants.map(|variant| Setup { variant, machine, label: label(variant, None) }));
+        let sizes = SIZES.into_iter().filter(|cpus| *cpus != machine.cpus);
+        setups.extend(sizes.map(|cpus| Setup {
+            variant: chosen,
+            machine: Machine { cpus, ..machine },
+            label: label(chosen, Some(cpus)),
+        }));
     }
-    let mut setups: Vec<Setup> =
-        Variant::all(chosen.profile).map(|variant| Setup { variant, machine, label: label(variant) }).collect();
-    let sizes = SIZES.into_iter().filter(|cpus| *cpus != machine.cpus);
-    setups.extend(sizes.map(|cpus| Setup {
-        variant: chosen,
-        machine: Machine { cpus, ..machine },
-        label: format!("{cpus} CPUs"),
-    }));
-    setups
+    Ok(setups)
+}
+
+/// What sets a build, and a machine with so many CPUs, apart from the usual ones.
+fn label(variant: Variant, cpus: Option<u32>) -> String {
+    let arch = (variant.arch != Arch::X86_64).then(|| variant.arch.word().to_owned());
+    let locks = (!variant.has_usual_locks()).then(|| variant.name());
+    let levels = (variant.levels == Levels::Five).then(|| "5 levels".to_owned());
+    let parts = [arch, locks, levels, cpus.map(|cpus| format!("{cpus} CPUs"))];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// Builds of `mm` besides the usual one whose tests run on the host.
-fn host_variants(options: &cli::Test) -> Vec<Variant> {
-    let chosen = Variant::from(&options.guest.variant);
-    let others = Variant::all(chosen.profile).filter(|variant| !variant.is_usual());
+fn host_variants(options: &cli::Test, setup: &Setup) -> Vec<Variant> {
+    let chosen = setup.variant;
+    let others = Variant::all(chosen.arch, chosen.profile).filter(|variant| !variant.has_usual_locks());
     if options.all_configs {
         return others.collect();
     }
@@ -238,8 +261,7 @@ impl KernelHalf<'_> {
         if let Clock::Instructions { shift } = round.clock {
             line += &format!(" --deterministic {shift}");
         }
-        let guest = &self.options.guest;
-        line += &format!(" --smp {} --mem {}M", self.setup.machine.cpus, guest.mem);
+        line += &format!(" --smp {} --mem {}M", self.setup.machine.cpus, self.setup.machine.memory_mib);
         line += &self.setup.variant.options();
         line.replace("  ", " ")
     }
@@ -248,14 +270,15 @@ impl KernelHalf<'_> {
 /// Names the tests, those of the host first.
 pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Result<bool> {
     let filter = filter.unwrap_or_default();
-    let machine = guest::machine(options)?;
-    let emulator = qemu::require()?;
+    let variant = guest::variant(&options.variant)?;
+    let machine = guest::machine(options, variant.arch)?;
+    let emulator = qemu::require(variant.arch)?;
     let mut lines: Vec<String> = Vec::new();
-    let single = Variant { locks: Locks::Single, debug_locks: false, ..Variant::from(&options.variant) };
+    let single = Variant { locks: Locks::Single, debug_locks: false, ..variant };
     for (suite, name) in HostTests::new(workspace, filter, &[single]).list()? {
         lines.push(format!("{suite} {name}"));
     }
-    let kernel = kernel_of(&mut Builder::new(workspace), options, Variant::from(&options.variant))?;
+    let kernel = kernel_of(&mut Builder::new(workspace), options, variant)?;
     let task = Task::List { filter: filter.to_owned() };
     let plan = guest::plan(options, machine, Medium::Pvh(kernel.clone()), task, options.seed);
     let run = kernel::list(workspace, &emulator, &plan)?;
@@ -272,7 +295,7 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
             return Ok(false);
         }
     }
-    let of_xtask = guest_tests::all().filter(|test| test.name.contains(filter));
+    let of_xtask = guest_tests::of(variant.arch).filter(|test| test.name.contains(filter));
     lines.extend(of_xtask.map(|test| format!("guest {}    {}", test.name, test.about)));
     if coverage::NAME.contains(filter) {
         lines.push(format!("{} {}    the tables of {}", coverage::SUITE, coverage::NAME, coverage::DOCUMENT));

@@ -122,6 +122,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::build::Arch;
     use crate::machine::Task;
     use crate::protocol::logline::Level;
 
@@ -145,8 +146,14 @@ mod tests {
         words.join(" ")
     }
 
-    const MACHINE: Machine =
-        Machine { cpus: 8, memory_mib: 512, accelerator: Accelerator::Tcg, clock: Clock::Host, lacks: None };
+    const MACHINE: Machine = Machine {
+        arch: Arch::X86_64,
+        cpus: 8,
+        memory_mib: 512,
+        accelerator: Accelerator::Tcg,
+        clock: Clock::Host,
+        lacks: None,
+    };
 
     #[test]
     fn commas_are_doubled_where_qemu_splits_at_them() {

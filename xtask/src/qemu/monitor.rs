@@ -140,13 +140,13 @@ impl Monitor {
 
     /// Walks the chain of frame pointers as long as it makes sense.
     fn follow_frames(&mut self, state: &mut CpuState) {
-        let registers = register(&state.registers, "RIP").zip(register(&state.registers, "RBP"));
-        let Some((rip, mut frame)) = registers else {
+        let Some(start) = start_of_frames(&state.registers) else {
             return;
         };
-        state.frames.push(rip);
-        while frame != 0 && frame % 8 == 0 && state.frames.len() < MAX_FRAMES {
-            let Some(dump) = self.human(&format!("x /2gx {frame:#x}"), Some(state.cpu)) else {
+        let mut frame = start.frame;
+        state.frames.push(start.instruction);
+        while frame != 0 && frame % start.word.bytes() == 0 && state.frames.len() < MAX_FRAMES {
+            let Some(dump) = self.human(&format!("x /2{}x {frame:#x}", start.word.letter()), Some(state.cpu)) else {
                 return;
             };
             let Some((next, back)) = two_words(&dump) else {
@@ -185,13 +185,53 @@ fn split_dump(dump: &str) -> Vec<CpuState> {
     states
 }
 
+/// What a CPU's stack is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// 32 bits.
+    Four,
+    /// 64 bits.
+    Eight,
+}
+
+impl Word {
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// The monitor's letter for it.
+    fn letter(self) -> char {
+        match self {
+            Self::Four => 'w',
+            Self::Eight => 'g',
+        }
+    }
+}
+
+/// Where a chain of frame pointers begins.
+#[derive(Debug, PartialEq, Eq)]
+struct Start {
+    instruction: u64,
+    frame: u64,
+    word: Word,
+}
+
+/// As a dump has it: QEMU names registers by the CPU's width.
+fn start_of_frames(dump: &str) -> Option<Start> {
+    let start = |ip, bp, word| Some(Start { instruction: register(dump, ip)?, frame: register(dump, bp)?, word });
+    start("RIP", "RBP", Word::Eight).or_else(|| start("EIP", "EBP", Word::Four))
+}
+
 /// The value of a register in QEMU's dump.
 fn register(dump: &str, name: &str) -> Option<u64> {
     let (_, rest) = dump.split_once(&format!("{name}="))?;
     u64::from_str_radix(rest.split_ascii_whitespace().next()?, 16).ok()
 }
 
-/// The two words of `x /2gx`, whose answer is `address: 0x… 0x…`.
+/// The two words of `x /2gx` or `x /2wx`, whose answer is `address: 0x… 0x…`.
 fn two_words(dump: &str) -> Option<(u64, u64)> {
     let (_, words) = dump.split_once(':')?;
     let mut words = words
@@ -214,6 +254,19 @@ mod tests {
         assert_eq!(register(&states[1].registers, "RIP"), Some(0xffff_ffff_8020_5678));
         assert_eq!(register(&states[1].registers, "RBP"), Some(0xffff_c900_0000_1f70));
         assert_eq!(register(&states[0].registers, "RBP"), None);
+    }
+
+    #[test]
+    fn frames_are_followed_in_words_of_the_cpus_width() {
+        let states = split_dump(DUMP);
+        let (instruction, frame) = (0xffff_ffff_8020_5678, 0xffff_c900_0000_1f70);
+        assert_eq!(start_of_frames(&states[1].registers), Some(Start { instruction, frame, word: Word::Eight }));
+        let dump = "EAX=00000001 EBX=00000000\nESI=00000000 EDI=00000000 EBP=f900ff40 ESP=f900ff00\n\
+            EIP=fd012345 EFL=00000046\n";
+        let start = Start { instruction: 0xfd01_2345, frame: 0xf900_ff40, word: Word::Four };
+        assert_eq!(start_of_frames(dump), Some(start));
+        assert_eq!(start_of_frames("EIP=fd012345"), None);
+        assert_eq!(two_words("f900ff40: 0xf900ff70 0xfd011111\r\n"), Some((0xf900_ff70, 0xfd01_1111)));
     }
 
     #[test]

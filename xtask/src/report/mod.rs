@@ -149,6 +149,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::build::Arch;
     use crate::machine::{Accelerator, Clock, Machine, Task};
     use crate::protocol::logline::Level;
     use crate::runner::Medium;
@@ -160,6 +161,7 @@ mod tests {
         }
         let plan = Plan {
             machine: Machine {
+                arch: Arch::X86_64,
                 cpus: 2,
                 memory_mib: 512,
                 accelerator: Accelerator::Tcg,

@@ -6,6 +6,7 @@ use super::accelerator::Virtualisation;
 use super::packages::{Package, System};
 use super::toolchain::{Need, Toolchains, choose, survey};
 use super::{find_program, missing_packages, ovmf, qemu};
+use crate::build::Arch;
 use crate::workspace::Workspace;
 
 /// Prints the findings; whether all is there.
@@ -26,7 +27,7 @@ pub fn examine(workspace: &Workspace) -> bool {
         line("compiler", format_args!("{} {} ({has})", toolchain.rustc.display(), toolchain.version));
     }
     let mut missing = missing_packages();
-    for (need, what) in [(Need::KernelTarget, "kernel by"), (Need::LibrarySource, "boot image by")] {
+    for (need, what) in [(Need::KernelTarget, "x86_64 by"), (Need::LibrarySource, "PAE, image by")] {
         match choose(&all, need) {
             Some(toolchain) => line(what, toolchain.rustc.display()),
             None => line(what, "MISSING"),
@@ -42,15 +43,20 @@ pub fn examine(workspace: &Workspace) -> bool {
         }
     }
     line("rustup", find_program("rustup").map_or_else(|| "none".to_owned(), |path| path.display().to_string()));
-    match qemu::find() {
-        Some(path) => match qemu::version(&path) {
-            Some(version) => line("QEMU", format_args!("{} {version}", path.display())),
-            None => {
-                line("QEMU", format_args!("{} does not run", path.display()));
-                missing.push(Package::Qemu);
-            }
-        },
-        None => line("QEMU", "MISSING"),
+    for arch in Arch::ALL {
+        let what = format!("QEMU {}", arch.word());
+        match qemu::find(arch) {
+            Some(path) => match qemu::version(&path) {
+                Some(version) => line(&what, format_args!("{} {version}", path.display())),
+                None => {
+                    line(&what, format_args!("{} does not run", path.display()));
+                    if !missing.contains(&Package::Qemu) {
+                        missing.push(Package::Qemu);
+                    }
+                }
+            },
+            None => line(&what, "MISSING"),
+        }
     }
     match ovmf::find() {
         Some(ovmf) => line("OVMF", ovmf.code.display()),

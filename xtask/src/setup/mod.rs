@@ -12,6 +12,7 @@ pub mod toolchain;
 
 use std::path::{Path, PathBuf};
 
+use crate::build::Arch;
 use packages::{Package, System};
 use toolchain::Need;
 
@@ -40,7 +41,7 @@ fn missing_packages() -> Vec<Package> {
     let serves = |need| toolchain::choose(&compilers, need).is_some();
     let found = [
         (Package::Toolchain, serves(Need::KernelTarget) && serves(Need::LibrarySource)),
-        (Package::Qemu, qemu::find().is_some()),
+        (Package::Qemu, Arch::ALL.iter().all(|&arch| qemu::find(arch).is_some())),
         (Package::Ovmf, ovmf::find().is_some()),
     ];
     found.into_iter().filter(|(_, found)| !found).map(|(package, _)| package).collect()

@@ -13,7 +13,7 @@ pub enum Package {
     Clippy,
     /// An ELF and PE linker.
     Linker,
-    /// The emulator.
+    /// The emulator, for 64 bits and for 32.
     Qemu,
     /// UEFI firmware for it.
     Ovmf,
@@ -134,7 +134,7 @@ fn names(manager: Manager, package: Package) -> &'static [&'static str] {
         (Package::Linker, _) => &["lld"],
         (Package::Qemu, Manager::Apt) => &["qemu-system-x86"],
         (Package::Qemu, Manager::Pacman | Manager::Dnf) => &["qemu-system-x86"],
-        (Package::Qemu, Manager::Apk) => &["qemu-system-x86_64"],
+        (Package::Qemu, Manager::Apk) => &["qemu-system-x86_64", "qemu-system-i386"],
         (Package::Qemu, Manager::Zypper) => &["qemu-x86"],
         (Package::Qemu, Manager::Brew | Manager::Unknown) => &["qemu"],
         (Package::Ovmf, Manager::Apt | Manager::Apk | Manager::Unknown) => &["ovmf"],

@@ -1,4 +1,4 @@
-//! The emulator.
+//! The emulator, a program for each processor.
 
 use std::env;
 use std::path::PathBuf;
@@ -6,20 +6,26 @@ use std::process::Command;
 
 use super::packages::Package;
 use super::{Missing, find_or_install, find_program};
+use crate::build::Arch;
 
-/// Its name on the search path.
-const PROGRAM: &str = "qemu-system-x86_64";
-/// Names another program to run in its place; nothing is searched or installed then.
-const OVERRIDE: &str = "LATCHWORK_QEMU";
+/// Its name on the search path, and a variable that names another program to run in its place; nothing is searched or
+/// installed then.
+fn names(arch: Arch) -> (&'static str, &'static str) {
+    match arch {
+        Arch::X86_64 => ("qemu-system-x86_64", "LATCHWORK_QEMU"),
+        Arch::I686Pae => ("qemu-system-i386", "LATCHWORK_QEMU_I386"),
+    }
+}
 
-/// Looks for it.
-pub fn find() -> Option<PathBuf> {
-    env::var_os(OVERRIDE).map(PathBuf::from).or_else(|| find_program(PROGRAM))
+/// Looks for the one that runs kernels of `arch`.
+pub fn find(arch: Arch) -> Option<PathBuf> {
+    let (program, replacement) = names(arch);
+    env::var_os(replacement).map(PathBuf::from).or_else(|| find_program(program))
 }
 
 /// Finds or installs it.
-pub fn require() -> Result<PathBuf, Missing> {
-    find_or_install("QEMU", &[Package::Qemu], find)
+pub fn require(arch: Arch) -> Result<PathBuf, Missing> {
+    find_or_install("QEMU", &[Package::Qemu], || find(arch))
 }
 
 /// Its own word on its version.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use super::tally::{Case, Outcome};
-use crate::build::{Builder, Levels, Locks, Variant};
+use crate::build::{Arch, Builder, Levels, Locks, Variant};
 use crate::interrupt;
 use crate::machine::{Accelerator, Clock, Machine, Task};
 use crate::postmortem;
@@ -44,12 +44,13 @@ pub struct GuestTest {
     run: fn(&mut Stage<'_, '_>) -> Result<(), Complaint>,
 }
 
-/// All of them.
-pub fn all() -> impl Iterator<Item = &'static GuestTest> {
-    TESTS.iter().chain(&locks::TESTS)
+/// Those that a kernel for `arch` takes.
+pub fn of(arch: Arch) -> impl Iterator<Item = &'static GuestTest> {
+    let of_x86_64: &[GuestTest] = if arch == Arch::X86_64 { &X86_64_TESTS } else { &[] };
+    TESTS.iter().chain(&locks::TESTS).chain(of_x86_64)
 }
 
-const TESTS: [GuestTest; 18] = [
+const TESTS: [GuestTest; 15] = [
     GuestTest {
         name: "verdict::a_panic_is_reported_with_a_backtrace",
         about: "a kernel that panics: exit 37, symbolised backtrace",
@@ -166,6 +167,15 @@ const TESTS: [GuestTest; 18] = [
         run: |stage| stage.test_single_lock(),
     },
     GuestTest {
+        name: "boot::a_cpu_without_no_execute_is_refused_in_one_line",
+        about: "a CPU whose page tables cannot forbid execution: boot failed, with one line",
+        run: |stage| stage.refuse(stage.kernel.to_path_buf(), "nx"),
+    },
+];
+
+/// What only 64 bits have: five levels of page tables, and a boot loader.
+const X86_64_TESTS: [GuestTest; 3] = [
+    GuestTest {
         name: "build::the_five_level_kernel_faults_and_flushes",
         about: "the kernel with five levels of page tables starts all CPUs and passes its tests of faults and flushes",
         run: |stage| stage.test_five_levels(),
@@ -174,11 +184,6 @@ const TESTS: [GuestTest; 18] = [
         name: "boot::a_cpu_without_la57_is_refused_in_one_line",
         about: "the kernel with five levels of page tables on a CPU that knows four: boot failed, with one line",
         run: |stage| stage.refuse_four_levels(),
-    },
-    GuestTest {
-        name: "boot::a_cpu_without_no_execute_is_refused_in_one_line",
-        about: "a CPU whose page tables cannot forbid execution: boot failed, with one line",
-        run: |stage| stage.refuse(stage.kernel.to_path_buf(), "nx"),
     },
     GuestTest {
         name: "boot::the_disk_image_starts_all_cpus",
@@ -208,10 +213,12 @@ pub struct Stage<'a, 'b> {
 
 /// Runs those whose name contains the filter.
 pub fn run(stage: &mut Stage<'_, '_>, filter: &str, progress: &mut Progress) {
-    let chosen: Vec<&GuestTest> = all().filter(|test| test.name.contains(filter)).collect();
+    let arch = stage.variant.arch;
+    let chosen: Vec<&GuestTest> = of(arch).filter(|test| test.name.contains(filter)).collect();
     if chosen.is_empty() {
         return;
     }
+    let suite = if arch == Arch::X86_64 { SUITE.to_owned() } else { format!("{SUITE} ({})", arch.word()) };
     progress.section("the kernel from outside");
     for test in chosen {
         if interrupt::requested() {
@@ -224,7 +231,7 @@ pub fn run(stage: &mut Stage<'_, '_>, filter: &str, progress: &mut Progress) {
             Err(complaint) => (Outcome::Failed, complaint),
         };
         progress.ended(Case {
-            suite: SUITE.to_owned(),
+            suite: suite.clone(),
             name: test.name.to_owned(),
             outcome,
             duration: Some(started.elapsed()),

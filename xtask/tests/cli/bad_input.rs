@@ -21,6 +21,7 @@ fn malformed_and_absurd_numbers_are_refused_before_anything_starts() {
         ("--repeat=0", "between 1 and"),
         ("--seed=-1", "invalid digit"),
         ("--accel=xen", "possible values"),
+        ("--arch=i386", "possible values: x86_64, i686-pae"),
     ];
     for (option, why) in cases {
         let bench = Bench::new("", "exit 33");
@@ -81,6 +82,27 @@ fn kernels_and_images_that_cannot_be_read() {
             assert_eq!(outcome.status, Some(2), "{words:?}: {outcome:#?}");
             outcome.shows(&["cannot read", why, option]);
         }
+    }
+    assert!(!bench.qemu_started());
+}
+
+#[test]
+fn what_a_32_bit_kernel_does_not_have() {
+    let bench = Bench::new("", "exit 33");
+    let kernel = bench.path("kernel.elf");
+    let kernel = kernel.to_str().expect("plain");
+    for (words, why) in [
+        (&["run", "--boot", "uefi", "--kernel", kernel][..], "UEFI starts x86_64 alone"),
+        (&["run", "--image", kernel], "UEFI starts x86_64 alone"),
+        (&["run", "--levels", "5"], "PAE has three levels"),
+        (&["test", "--levels", "5", "--only", "kernel"], "PAE has three levels"),
+        (&["build", "--levels", "5"], "PAE has three levels"),
+        (&["image", "disk.img"], "a disk image is for x86_64"),
+    ] {
+        let outcome = outcome(bench.xtask(words).args(["--arch", "i686-pae"]));
+        assert_eq!(outcome.status, Some(1), "{words:?}: {outcome:#?}");
+        outcome.shows(&[why]);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:#?}");
     }
     assert!(!bench.qemu_started());
 }

@@ -42,13 +42,16 @@ impl Bench {
     pub fn new(serial: &str, then: &str) -> Self {
         let bench = Self { folder: TempDir::new().expect("a temporary folder") };
         let script = format!(
-            "#!/bin/sh\nall=\"$*\"\necho $$ >{pid}\nwhile [ $# -gt 0 ]; do\n\
+            "#!/bin/sh\nall=\"$0 $*\"\necho $$ >{pid}\nwhile [ $# -gt 0 ]; do\n\
              case $1 in -serial) serial=${{2#file:}};; esac\nshift\ndone\n\
              printf '%s' '{serial}' >\"$serial\"\n{then}\n",
             pid = bench.path("pid").display(),
         );
-        fs::write(bench.path("qemu"), script).expect("a script");
-        fs::set_permissions(bench.path("qemu"), fs::Permissions::from_mode(0o755)).expect("a program");
+        for program in ["qemu", "qemu-i386"] {
+            let path = bench.path(program);
+            fs::write(&path, &script).expect("a script");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a program");
+        }
         fs::write(bench.path("kernel.elf"), "not really").expect("a kernel");
         bench
     }
@@ -67,6 +70,7 @@ impl Bench {
     pub fn xtask_with(&self, qemu: &Path, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command.args(words).env("LATCHWORK_QEMU", qemu).env("LATCHWORK_OUT", self.folder.path());
+        command.env("LATCHWORK_QEMU_I386", self.path("qemu-i386"));
         command.stdin(Stdio::null());
         command
     }

@@ -167,6 +167,14 @@ fn the_schedule_that_failed_is_named() {
 }
 
 #[test]
+fn a_32_bit_kernel_has_an_emulator_of_its_own_and_memory_beyond_32_bits() {
+    let then = r#"case $all in */qemu-i386\ *"-m 6144M"*) exit 33;; *) exit 37;; esac"#;
+    let outcome = Bench::new(TWO_PASS, then).test(&["--arch", "i686-pae"]);
+    assert_eq!(outcome.status, Some(0), "{outcome:#?}");
+    outcome.shows(&["i686-pae, 8 CPUs, 6144 MiB", "kernel (i686-pae)"]);
+}
+
+#[test]
 fn an_interrupt_ends_qemu_too() {
     let bench = Bench::new(BOOT, "exec sleep 1000");
     let kernel = bench.path("kernel.elf");
