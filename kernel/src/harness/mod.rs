@@ -10,7 +10,8 @@
 //! }
 //! ```
 //!
-//! The doc comment is what `cargo xtask test --list` shows. Rule: a test reports through its result or through
+//! The doc comment is what `cargo xtask test --list` shows; after it, `#[only("PAE")]` says with which page tables the test
+//! makes sense. Rule: a test reports through its result or through
 //! [`TestContext::check`], never by a panic, so one failure does not cost the tests after it.
 
 pub mod books;
@@ -35,6 +36,8 @@ pub struct Test {
     pub name: Name,
     /// What it shows, for a reader.
     pub about: &'static str,
+    /// Names of the paging modes it is for; all if none is named.
+    pub modes: &'static [&'static str],
     /// Runs it.
     pub run: fn(&TestContext) -> TestResult,
 }
@@ -45,7 +48,7 @@ pub static TESTS: [Test];
 
 /// Defines tests. Each is a function of a `&TestContext`, with a doc comment saying what it shows.
 macro_rules! ktest {
-    ($($(#[doc = $about:literal])+ fn $name:ident($context:ident: $type:ty) $body:block)+) => {$(
+    ($($(#[doc = $about:literal])+ $(#[only($($mode:literal),+)])? fn $name:ident($context:ident: $type:ty) $body:block)+) => {$(
         $(#[doc = $about])+
         fn $name($context: $type) -> $crate::harness::TestResult {
             $body
@@ -56,6 +59,7 @@ macro_rules! ktest {
             static TEST: $crate::harness::Test = $crate::harness::Test {
                 name: $crate::harness::Name::new(concat!(module_path!(), "::", stringify!($name))),
                 about: concat!($($about),+),
+                modes: &[$($($mode),+)?],
                 run: $name,
             };
         };

@@ -1,6 +1,10 @@
 //! Runs the tests one after the other and reports in KTAP (`docs/harness.md`).
 
+use alloc::format;
 use alloc::vec::Vec;
+
+use arch_x86::layout::Mode;
+use mm::pgtable::PagingMode;
 
 use super::books::Books;
 use super::context::{diagnostic, ktap};
@@ -71,6 +75,9 @@ fn chosen(options: &Options) -> Option<Vec<&'static Test>> {
 }
 
 fn run(test: &'static Test, options: &Options, cpus: usize) -> Outcome {
+    if !test.modes.is_empty() && !test.modes.contains(&Mode::NAME) {
+        return Outcome::Skipped(format!("only with {} page tables", test.modes.join(" or ")));
+    }
     let context = TestContext::new(test.name, options.seed, cpus);
     let books = Books::open();
     let result = {

@@ -19,7 +19,7 @@ use mm::stats::Counter;
 use mm::sync::{RawLock, rcu};
 use mm::vma::Access;
 
-use super::support::{PMD_TABLE, TABLE, UPPER_TABLES, dawdle, map_anonymous, page, pages, write};
+use super::support::{LINKED_UPPER, MADE_UPPER, PMD_TABLE, TABLE, dawdle, map_anonymous, page, pages, write};
 use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory, statistics};
 use crate::smp::online;
@@ -71,9 +71,9 @@ ktest! {
                     member.meet_awake();
                     t.check(kind.make(&mm, number), format_args!("{kind:?} fails in round {round}"));
                 })?;
-                ktest_assert_eq!(mm.linked_table_bytes(), (UPPER_TABLES + 1) * 4096);
+                ktest_assert_eq!(mm.linked_table_bytes(), (LINKED_UPPER + 1) * 4096);
                 memory().drain_deferred();
-                ktest_assert_eq!(memory().page_tables(), before + UPPER_TABLES + 1);
+                ktest_assert_eq!(memory().page_tables(), before + MADE_UPPER + 1);
             }
         }
     }
@@ -103,7 +103,7 @@ ktest! {
         })?;
         outcomes.into_iter().collect::<TestResult>()?;
         ktest_assert_eq!(taken.into_inner(), SLOTS - 1);
-        ktest_assert_eq!(mm.linked_table_bytes(), (SLOTS + UPPER_TABLES) * 4096);
+        ktest_assert_eq!(mm.linked_table_bytes(), (SLOTS + LINKED_UPPER) * 4096);
     }
 
     /// An entry that is neither none nor a table nor a page is found by all CPUs at once: each lookup refuses it, one reports
@@ -181,8 +181,9 @@ ktest! {
             let rcu = rcu::read_lock(X86);
             let pmds = pmd_offset(&mm, &rcu, page(0)).ok_or("no PMD table")?;
             let (pmd, other) = (pmds.slot(page(0)), pmds.slot(page(TABLE)));
-            let map = pte_offset_map(&mm, pmd, page(0)).ok_or("no PTE table")?;
+            // Unmapped in reverse order, as those of high memory must be.
             let reading = pte_offset_map_ro_nolock(&mm, pmd, page(0)).ok_or("no PTE table")?;
+            let map = pte_offset_map(&mm, pmd, page(0)).ok_or("no PTE table")?;
             let ptl = pte_lockptr(&mm, pmd.load());
             ktest_assert!(same(ptl, ptep_lockptr(&mm, &map)) && same(ptl, reading.lockptr()));
             ktest_assert_eq!(same(ptl, pte_lockptr(&mm, other.load())), !USE_SPLIT_PTE_PTLOCKS);

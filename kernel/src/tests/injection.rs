@@ -10,7 +10,7 @@ use mm::object::ObjectError;
 use mm::pgtable::Protection;
 use mm::vma::Access;
 
-use super::support::{PMD_TABLE, TABLE, map_anonymous, map_object, page, pages};
+use super::support::{TABLE, far, map_anonymous, map_object, page, pages};
 use crate::harness::{Stop, TestContext, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, Object, memory, settle};
 
@@ -48,7 +48,7 @@ ends! {
 /// Maps, faults, forks, lets the child store, moves, unmaps and ends, as far as there is memory for it. Two tables, an object
 /// across a border of its tree, pages copied, reused, zero and fresh, and a move to where no table of any level is.
 fn live() -> Result<(), End> {
-    const FAR: u64 = 70 * PMD_TABLE + 2 * TABLE - 2;
+    const FAR: u64 = far(70) + 2 * TABLE - 2;
     let touch = |mm: &MmRef, number, access| handle_mm_fault(mm, page(number), access).map(|_| ());
     let mm = Mm::create(memory())?;
     map_anonymous(&mm, pages(TABLE - 4, TABLE + 4))?;

@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use arch_x86::layout::LEVELS;
+use arch_x86::layout::{LEVELS, Mode, TEST_BASE};
 use arch_x86::machine::X86;
 use arch_x86::user_access::{AccessFault, UserAddr, fetch_add_u64, read_u64, write_u64};
 use arch_x86::{apic, percpu};
@@ -11,26 +11,52 @@ use mm::address_space::MapError;
 use mm::config::PAGE_SIZE;
 use mm::cpu::CpuSet;
 use mm::frame::OutOfFrames;
-use mm::pgtable::{Entry, Protection, pte_at};
+use mm::pgtable::{Entry, PagingMode, Protection, pte_at};
 
-use crate::harness::Random;
+use crate::harness::{Random, Stop};
 use crate::interrupt::{call_on, start_timer};
-use crate::memory::{Mapping, Mm, ObjectRef, memory};
+use crate::memory::{Mapping, Mm, MmRef, ObjectRef, memory};
 use crate::smp::online;
 
 /// Pages of a PTE table, and of all tables below a PMD table.
 pub const TABLE: u64 = 512;
 pub const PMD_TABLE: u64 = TABLE * TABLE;
 
-/// Tables above a PTE table, without the top one.
-pub const UPPER_TABLES: u64 = LEVELS as u64 - 2;
+/// PMD tables an address space has from the start.
+pub const FROM_THE_START: u64 = Mode::PREALLOCATED as u64;
 
-/// Page 0 is the first of a PMD table, 4 GiB up.
-const BASE: u64 = 4 << 30;
+/// Tables that the first fault of an address space makes above its PTE table, the top one not among them.
+pub const MADE_UPPER: u64 = LEVELS as u64 - 2 - if FROM_THE_START > 0 { 1 } else { 0 };
 
-/// The address of page `number`.
+/// Tables that an address space with pages in one PMD table has linked above its PTE tables.
+pub const LINKED_UPPER: u64 = MADE_UPPER + FROM_THE_START;
+
+/// Tables that stay linked when an address space with pages in one PMD table has unmapped them: those it has had from the
+/// start where it mapped nothing.
+pub const LEFT_TABLES: u64 = FROM_THE_START.saturating_sub(1);
+
+/// The address of page `number`. Page 0 is the first of a PMD table; with PAE there is one more after that, and no third.
 pub const fn page(number: u64) -> VirtAddr {
-    VirtAddr(BASE + number * PAGE_SIZE as u64)
+    VirtAddr(TEST_BASE + number * PAGE_SIZE as u64)
+}
+
+/// A page far from page 0, with room for two tables: in PMD table `number` from there, or with PAE in the second one.
+pub const fn far(number: u64) -> u64 {
+    let beyond = page((number + 1) * PMD_TABLE);
+    if beyond.0 <= Mode::USER_END.0 { number * PMD_TABLE } else { PMD_TABLE + number * 2 * TABLE % PMD_TABLE }
+}
+
+/// An address space that has no table where page 0 and its neighbours are, not even one from the start.
+pub fn mm_without_tables() -> Result<MmRef, Stop> {
+    let mm = Mm::create(memory())?;
+    come_and_go(&mm, pages(0, 1))?;
+    Ok(mm)
+}
+
+/// Maps anonymous memory and takes it away: a PMD table goes with it if nothing else needs it.
+pub fn come_and_go(mm: &Mm, range: VirtRange) -> Result<(), Stop> {
+    map_anonymous(mm, range)?;
+    Ok(mm.munmap(range)?)
 }
 
 /// The pages from `first` up to `end`.

@@ -13,11 +13,11 @@ use mm::pgtable::pte_at;
 use crate::harness::{Random, Stop, TestContext, TestResult, ktest_assert};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
-use crate::tests::support::{PMD_TABLE, dawdle, map_anonymous, page, pages, read, write};
+use crate::tests::support::{self, dawdle, far, map_anonymous, page, pages, read, write};
 use crate::workload::crew;
 
 /// Where the remover puts its marks: far from everything else.
-const MARKS: u64 = 700 * PMD_TABLE;
+const MARKS: u64 = far(700);
 const MARK: u64 = 0x5eed_0fa1_1c0f_fee5;
 
 /// What is done how often.
@@ -50,6 +50,11 @@ pub fn play(t: &TestContext, scenario: &Scenario) -> TestResult {
         map_anonymous(&mm, pages(kept, kept + 1))?;
         let _user = enter(&mm);
         write(kept, 1)?;
+    }
+    // With PAE, the PMD tables that were there from the start.
+    let count = scenario.region.end - scenario.region.start;
+    for first in [scenario.region.start, MARKS] {
+        support::come_and_go(&mm, pages(first, first + count))?;
     }
     let reached = (0..t.cpus()).map(|_| AtomicU64::new(0)).collect();
     let stage = Stage { t, mm: &mm, scenario, epoch: AtomicU64::new(1), done: AtomicBool::new(false), reached };

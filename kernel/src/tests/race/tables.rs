@@ -10,9 +10,9 @@ use mm::stats::{Counter, StatsSnapshot};
 
 use super::held::{TableLock, await_waiting};
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
-use crate::memory::{Mm, MmRef, enter, memory, statistics};
+use crate::memory::{MmRef, enter, memory, statistics};
 use crate::smp::online;
-use crate::tests::support::{PMD_TABLE, TABLE, add, map_anonymous, pages, read, write};
+use crate::tests::support::{PMD_TABLE, TABLE, add, map_anonymous, mm_without_tables, pages, read, write};
 use crate::workload::crew::{self, Member};
 
 const ROUNDS: u64 = 16;
@@ -33,6 +33,7 @@ ktest! {
     }
 
     /// All CPUs need a table of each level.
+    #[only("4-level", "5-level")]
     fn first_faults_agree_on_one_table_of_each_level(t: &TestContext) {
         // 512 GiB on: nothing but the top table is shared with the contested page.
         first_faults(t, PMD_TABLE * 512, TableLock::Upper, 3)?;
@@ -58,7 +59,7 @@ struct Contest<'a> {
 /// Lets all CPUs take the first fault of a table at once, time and again. Page `kept` keeps the tables alive that are not
 /// contested; `missing` are. The first of them is linked under `lock`.
 fn first_faults(t: &TestContext, kept: u64, lock: TableLock, missing: u64) -> TestResult {
-    let mm = Mm::create(memory())?;
+    let mm = mm_without_tables()?;
     map_anonymous(&mm, pages(kept, kept + 1))?;
     {
         let _user = enter(&mm);

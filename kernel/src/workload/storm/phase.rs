@@ -1,5 +1,6 @@
 //! The three phases: which pages there are, where they are mapped, and which CPU touches which.
 
+use arch_x86::layout;
 use arch_x86::machine::X86;
 use mm::address::{VirtAddr, VirtRange};
 use mm::config::PAGE_SIZE;
@@ -9,8 +10,8 @@ use mm::pgtable::{Level, PagingMode};
 use crate::harness::Random;
 
 /// Where the regions begin: at the beginning of a table, and in the middle of one far away.
-const FIRST: VirtAddr = VirtAddr(64 << 30);
-const SECOND: VirtAddr = VirtAddr((192 << 30) + 37 * PAGE_SIZE as u64);
+const FIRST: VirtAddr = VirtAddr(layout::STORM[0]);
+const SECOND: VirtAddr = VirtAddr(layout::STORM[1]);
 
 /// Pages that one PTE table maps.
 fn table_pages() -> u64 {
