@@ -77,7 +77,8 @@ impl Symbols {
     }
 }
 
-fn rustc_name(symbol: &str) -> String {
+/// The path a compiler's symbol stands for; other symbols as they are.
+pub fn rustc_name(symbol: &str) -> String {
     addr2line::demangle_auto(symbol.into(), None).into_owned()
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Each boots the real kernel, so they belong to `cargo xtask test` and not to plain `cargo test`.
 
+mod disassembly;
 mod locks;
 
 use std::fs;
@@ -46,8 +47,11 @@ pub struct GuestTest {
 
 /// Those that a kernel for `arch` takes.
 pub fn of(arch: Arch) -> impl Iterator<Item = &'static GuestTest> {
-    let of_x86_64: &[GuestTest] = if arch == Arch::X86_64 { &X86_64_TESTS } else { &[] };
-    TESTS.iter().chain(&locks::TESTS).chain(of_x86_64)
+    let own: &[GuestTest] = match arch {
+        Arch::X86_64 => &X86_64_TESTS,
+        Arch::I686Pae => &disassembly::TESTS,
+    };
+    TESTS.iter().chain(&locks::TESTS).chain(own)
 }
 
 const TESTS: [GuestTest; 15] = [
