@@ -23,10 +23,10 @@ pub const TABLE: u64 = 512;
 pub const PMD_TABLE: u64 = TABLE * TABLE;
 
 /// PMD tables an address space has from the start.
-pub const FROM_THE_START: u64 = Mode::PREALLOCATED as u64;
+const FROM_THE_START: u64 = Mode::PREALLOCATED as u64;
 
 /// Tables that the first fault of an address space makes above its PTE table, the top one not among them.
-pub const MADE_UPPER: u64 = LEVELS as u64 - 2 - if FROM_THE_START > 0 { 1 } else { 0 };
+pub const MADE_UPPER: u64 = LEVELS as u64 - 2 - if FROM_THE_START == 0 { 0 } else { 1 };
 
 /// Tables that an address space with pages in one PMD table has linked above its PTE tables.
 pub const LINKED_UPPER: u64 = MADE_UPPER + FROM_THE_START;

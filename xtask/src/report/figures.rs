@@ -2,9 +2,20 @@
 
 use crate::protocol::record::{Figures, Phase};
 
-/// Keys the report has a column of its own for (`docs/harness.md`).
-const KNOWN: [&str; 9] =
-    ["faults", "nanoseconds", "acquired", "waited", "wait_mean", "wait_max", "halts", "kicks", "shootdowns"];
+/// Keys the report has a place of its own for (`docs/harness.md`).
+const KNOWN: [&str; 11] = [
+    "faults",
+    "nanoseconds",
+    "acquired",
+    "waited",
+    "wait_mean",
+    "wait_max",
+    "halts",
+    "kicks",
+    "shootdowns",
+    "physical_start",
+    "physical_end",
+];
 
 /// A figure.
 pub fn number(figures: &Figures, key: &str) -> Option<f64> {
@@ -28,7 +39,13 @@ pub fn share(figures: &Figures, part: &str, whole: &str) -> Option<f64> {
     (whole > 0.0).then(|| part * 100.0 / whole)
 }
 
-/// Numeric keys the report has no column for, in the order they first came.
+/// Where in physical memory the pages of all phases were, in bytes: the first, and the first beyond.
+pub fn physical_range(phases: &[Phase]) -> Option<(u64, u64)> {
+    let all = |key| phases.iter().filter_map(move |phase| count(&phase.figures, key));
+    Some((all("physical_start").min()?, all("physical_end").max()?))
+}
+
+/// Numeric keys the report has no place for, in the order they first came.
 pub fn unknown_keys(phases: &[Phase]) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
     for (key, value) in phases.iter().flat_map(|phase| &phase.figures) {

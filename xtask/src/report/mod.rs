@@ -21,6 +21,9 @@ pub fn report(plan: &Plan, run: &Transcript) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "\n{} on {}, {build} locks, seed {}\n", first.workload, plan.machine, plan.seed);
         text += &phases(&run.phases).to_string();
+        if let Some((start, end)) = figures::physical_range(&run.phases) {
+            let _ = writeln!(text, "\npages in physical memory from {start:#x} to {end:#x}");
+        }
     }
     if !run.cpus.is_empty() {
         text += "\nfaults per CPU\n\n";
@@ -183,7 +186,7 @@ mod tests {
     fn each_phase_has_its_rate_and_its_share_of_waits() {
         let text = text(&[
             r#"@boot {"cpus":2,"boot":"pvh","memory_mib":512,"build":"split"}"#,
-            r#"@phase {"workload":"storm","phase":"disjoint","faults":150000,"nanoseconds":500000000,"acquired":200000,"waited":500,"wait_mean":1500,"odd":7}"#,
+            r#"@phase {"workload":"storm","phase":"disjoint","faults":150000,"nanoseconds":500000000,"acquired":200000,"waited":500,"wait_mean":1500,"odd":7,"physical_start":1048576,"physical_end":6442450944}"#,
             r#"@cpu {"cpu":1,"phase":"disjoint","faults":75000,"flushes_served":4321}"#,
             r#"@oracle {"name":"increments","ok":true,"detail":"16 of 16"}"#,
         ]);
@@ -194,6 +197,7 @@ mod tests {
             "0.25 %",
             "1.5 µs",
             "odd",
+            "from 0x100000 to 0x180000000",
             "75,000",
             "4,321",
             "16 of 16",

@@ -73,7 +73,7 @@ fn phases(job: &Job, tally: &mut Tally) -> Result<(), StormError> {
         for _ in 0..job.rounds.unwrap_or(ROUNDS) {
             run_round(&mm, &phase, smp::online(), random.next_u64(), &mut figures, &mut findings)?;
         }
-        report::figures(&phase, &figures);
+        report::figures(&phase, &figures, findings.frames());
         for oracle in findings.oracles() {
             report::oracle(&phase, oracle);
             *if oracle.holds() { &mut tally.passed } else { &mut tally.failed } += 1;

@@ -65,22 +65,37 @@ impl Oracle {
 }
 
 /// What all checks of a phase found.
-pub struct Findings([Oracle; Property::ALL.len()]);
+pub struct Findings {
+    oracles: [Oracle; Property::ALL.len()],
+    /// The first and the last frame of a page.
+    frames: Option<(Pfn, Pfn)>,
+}
 
 impl Findings {
     /// Nothing is checked yet.
     pub fn new() -> Self {
-        Self(Property::ALL.map(|property| Oracle { name: property.name(), checked: 0, failed: 0, first: None }))
+        let unchecked = |property: Property| Oracle { name: property.name(), checked: 0, failed: 0, first: None };
+        Self { oracles: Property::ALL.map(unchecked), frames: None }
     }
 
     /// The properties that were checked at all.
     pub fn oracles(&self) -> impl Iterator<Item = &Oracle> {
-        self.0.iter().filter(|oracle| oracle.checked > 0)
+        self.oracles.iter().filter(|oracle| oracle.checked > 0)
+    }
+
+    /// The first and the last frame that a page was found in.
+    pub fn frames(&self) -> Option<(Pfn, Pfn)> {
+        self.frames
+    }
+
+    fn note_frame(&mut self, pfn: Pfn) {
+        let (first, last) = self.frames.unwrap_or((pfn, pfn));
+        self.frames = Some((first.min(pfn), last.max(pfn)));
     }
 
     /// Notes that `property` was checked `checked` times and did not hold `failed` times.
     pub fn note_many(&mut self, property: Property, checked: u64, failed: u64) {
-        if let Some(oracle) = self.0.get_mut(property as usize) {
+        if let Some(oracle) = self.oracles.get_mut(property as usize) {
             oracle.checked += checked;
             oracle.failed += failed;
         }
@@ -89,7 +104,7 @@ impl Findings {
     /// Notes that `property` was checked once; `wrong` describes what was found instead, if anything.
     fn note(&mut self, property: Property, wrong: Option<String>) {
         self.note_many(property, 1, u64::from(wrong.is_some()));
-        if let Some(oracle) = self.0.get_mut(property as usize)
+        if let Some(oracle) = self.oracles.get_mut(property as usize)
             && oracle.first.is_none()
         {
             oracle.first = wrong;
@@ -134,37 +149,44 @@ pub fn check_pages(
                 .then(|| format!("page {page} at {address:?} holds {found:x?}, expected {expected:#x}"));
             findings.note(Property::Sum, wrong);
         }
-        findings.note(Property::Frame, wrong_frame(mm, phase, object, page, &mut seen));
+        match frame_of(mm, phase, object, page, &mut seen) {
+            Ok(frame) => {
+                findings.note_frame(frame);
+                findings.note(Property::Frame, None);
+            }
+            Err(wrong) => findings.note(Property::Frame, Some(wrong)),
+        }
     }
 }
 
-/// What is wrong with the frame of a page, if anything.
-fn wrong_frame(mm: &Mm, phase: &Phase, object: Option<&ObjectRef>, page: u64, seen: &mut Seen) -> Option<String> {
+/// The frame of a page, or what is wrong with it.
+fn frame_of(mm: &Mm, phase: &Phase, object: Option<&ObjectRef>, page: u64, seen: &mut Seen) -> Result<Pfn, String> {
     let mut frame = object.and_then(|object| object.resident(page));
     let mut mappings = 0;
     for address in phase.addresses(page) {
         let entry = pte_at(mm, address).unwrap_or(Entry::NONE);
         if !entry.is_present() || !entry.is_writable() || entry.is_special() {
-            return Some(format!("page {page} has {entry:?} at {address:?}"));
+            return Err(format!("page {page} has {entry:?} at {address:?}"));
         }
         mappings += 1;
         if *frame.get_or_insert(entry.pfn()) != entry.pfn() {
-            return Some(format!("page {page} is {frame:?}, but {address:?} shows {:?}", entry.pfn()));
+            return Err(format!("page {page} is {frame:?}, but {address:?} shows {:?}", entry.pfn()));
         }
     }
-    let frame = frame?;
+    let frame = frame.ok_or_else(|| format!("page {page} has no address"))?;
     if !seen.is_new(frame) {
-        return Some(format!("page {page} shares {frame:?} with another page"));
+        return Err(format!("page {page} shares {frame:?} with another page"));
     }
-    let descriptor = memory().memmap().get(frame)?;
+    let Some(descriptor) = memory().memmap().get(frame) else {
+        return Err(format!("page {page} is {frame:?}, which has no descriptor"));
+    };
     let references = mappings + u32::from(object.is_some());
     let counts = (descriptor.mapcount(), descriptor.refcount());
-    (counts != (mappings, references)).then(|| {
-        format!(
-            "page {page} has mappings and references {counts:?} on {frame:?}, expected {:?}",
-            (mappings, references)
-        )
-    })
+    if counts == (mappings, references) {
+        return Ok(frame);
+    }
+    let expected = (mappings, references);
+    Err(format!("page {page} has mappings and references {counts:?} on {frame:?}, expected {expected:?}"))
 }
 
 /// What is in use at a moment at which nothing else happens.

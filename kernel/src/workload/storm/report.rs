@@ -1,5 +1,7 @@
 //! The storm's records (`docs/harness.md`).
 
+use mm::address::Pfn;
+use mm::config::PAGE_SIZE;
 use mm::stats::{Counter, LockCounter};
 
 use super::oracle::Oracle;
@@ -18,10 +20,11 @@ const FLUSHES: [Counter; 8] = [
     Counter::AsidNew,
 ];
 
-/// Writes a phase's figures, and those of each CPU.
-pub fn figures(phase: &Phase, figures: &Figures) {
+/// Writes a phase's figures, those of each CPU, and where in memory its pages were.
+pub fn figures(phase: &Phase, figures: &Figures, frames: Option<(Pfn, Pfn)>) {
     let waited = figures.locks(LockCounter::Waited);
-    Record::new("phase")
+    let mut record = Record::new("phase");
+    record
         .text("workload", "storm")
         .text("phase", phase.name)
         .number("faults", figures.faults())
@@ -35,8 +38,12 @@ pub fn figures(phase: &Phase, figures: &Figures) {
         .number("shootdowns", figures.count(Counter::ShootdownTargets))
         .number("raced", figures.count(Counter::RacedFault))
         .number("rounds", figures.rounds)
-        .number("unmap_ms", figures.unmap_nanoseconds / 1_000_000)
-        .emit();
+        .number("unmap_ms", figures.unmap_nanoseconds / 1_000_000);
+    if let Some((first, last)) = frames {
+        let bytes = |frames: u64| frames * PAGE_SIZE as u64;
+        record.number("physical_start", bytes(first.0)).number("physical_end", bytes(last.0 + 1));
+    }
+    record.emit();
     for (index, (cpu, faults)) in figures.faults_by_cpu().enumerate() {
         let mut record = Record::new("cpu");
         record.number("cpu", cpu.0).text("phase", phase.name).number("faults", faults);

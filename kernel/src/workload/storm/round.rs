@@ -41,6 +41,11 @@ pub fn run(
     figures: &mut Figures,
     findings: &mut Findings,
 ) -> Result<(), StormError> {
+    // With PAE, PMD tables that were there from the start go with what is unmapped there, and stay away.
+    for range in phase.ranges() {
+        mm.mmap(range, Protection::READ_WRITE, Mapping::Anonymous)?;
+        mm.munmap(range)?;
+    }
     let before = Holdings::count(mm);
     let object = map(mm, phase)?;
     let count = cpus.iter().count() as u64;
