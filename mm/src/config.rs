@@ -65,5 +65,5 @@ pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
 
-const _: () = assert!(NR_CPUS <= 64, "a CpuMask is one 64-bit word");
+const _: () = assert!(NR_CPUS <= 64, "a CpuSet is one 64-bit word");
 const _: () = assert!(USE_SPLIT_PTE_PTLOCKS || !USE_SPLIT_PMD_PTLOCKS, "split PMD locks need split PTE locks");

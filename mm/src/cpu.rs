@@ -7,7 +7,7 @@ use crate::config::NR_CPUS;
 use crate::frame::CpuFrames;
 use crate::frame::Injection;
 use crate::stats::CpuStats;
-use crate::sync::atomic::{AtomicU64, Ordering, array_of, const_new};
+use crate::sync::atomic::{AtomicUsize, Ordering, array_of, const_new};
 use crate::sync::held::HeldLocks;
 use crate::sync::mcs::QueueNode;
 use crate::sync::parking::ParkingSlot;
@@ -26,31 +26,79 @@ impl CpuId {
     }
 }
 
-/// A set of CPUs that CPUs join and leave on their own.
-#[derive(Default)]
-pub struct CpuMask(AtomicU64);
+const WORDS: usize = NR_CPUS.div_ceil(usize::BITS as usize);
+
+/// A set of CPUs that CPUs join and leave on their own. It is as many words as it needs: each CPU's bit is changed and read in
+/// one access, which is all that anybody relies on.
+pub struct CpuMask([AtomicUsize; WORDS]);
 
 impl CpuMask {
-    /// The empty set.
-    pub fn new() -> Self {
-        Self(AtomicU64::new(0))
+    const_new! {
+        /// The empty set.
+        pub fn new() -> Self {
+            Self(array_of![AtomicUsize::new(0); WORDS])
+        }
     }
 
     /// Adds `cpu`; a full barrier (spec 8.4: the joiner's later table reads must not pass it).
     pub fn insert(&self, cpu: CpuId) {
         // Pairs with the SeqCst read in `snapshot`: joiner and flusher, at least one sees the other (I32).
-        self.0.fetch_or(1 << cpu.0, Ordering::SeqCst);
+        self.add(cpu, Ordering::SeqCst);
     }
 
     /// Removes `cpu`.
     pub fn remove(&self, cpu: CpuId) {
         // SeqCst, of which release is what counts: this CPU has loaded another table before a flusher can see it gone.
-        self.0.fetch_and(!(1 << cpu.0), Ordering::SeqCst);
+        self.take_out(cpu, Ordering::SeqCst);
     }
 
-    /// The set as it is at one instant.
+    /// The members. Of each CPU whether it is one is said as of some instant in the call.
     pub fn snapshot(&self) -> CpuSet {
-        CpuSet(self.0.load(Ordering::SeqCst))
+        self.load(Ordering::SeqCst)
+    }
+
+    /// Adds `cpu`, in the order that the caller names and pairs.
+    pub fn add(&self, cpu: CpuId, order: Ordering) {
+        let (word, bit) = Self::place(cpu);
+        self.0[word].fetch_or(bit, order);
+    }
+
+    /// Removes `cpu`, in the order that the caller names and pairs.
+    pub fn take_out(&self, cpu: CpuId, order: Ordering) {
+        let (word, bit) = Self::place(cpu);
+        self.0[word].fetch_and(!bit, order);
+    }
+
+    /// The members, as [`snapshot`](Self::snapshot) says them.
+    pub fn load(&self, order: Ordering) -> CpuSet {
+        self.gather(|word| word.load(order))
+    }
+
+    /// Removes all members and says which they were.
+    pub fn take_all(&self, order: Ordering) -> CpuSet {
+        self.gather(|word| word.swap(0, order))
+    }
+
+    /// Makes `set` the members, while nobody else changes them.
+    pub fn store(&self, set: CpuSet, order: Ordering) {
+        for (index, word) in self.0.iter().enumerate() {
+            word.store((set.0 >> (index as u32 * usize::BITS)) as usize, order);
+        }
+    }
+
+    fn gather(&self, read: impl Fn(&AtomicUsize) -> usize) -> CpuSet {
+        let words = self.0.iter().enumerate();
+        CpuSet(words.fold(0, |set, (index, word)| set | (read(word) as u64) << (index as u32 * usize::BITS)))
+    }
+
+    fn place(cpu: CpuId) -> (usize, usize) {
+        (cpu.index() / usize::BITS as usize, 1 << (cpu.0 % usize::BITS))
+    }
+}
+
+impl Default for CpuMask {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::page::{decode, encode};
 use crate::pgtable::pagetable_dtor_free;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering, is_older};
 use crate::sync::rcu::{self, GracePeriod, Rcu};
 use crate::sync::spin::SpinLock;
 use crate::sync::{LockClass, OwnLine};
@@ -110,8 +110,8 @@ impl<M: Machine> Backlog<M> {
 pub(crate) struct Deferred<M: Machine> {
     backlogs: [SpinLock<Backlog<M>, M::Lock>; BACKLOGS],
     /// Batches taken out of a backlog so far, and how many of them are free by now.
-    taken: OwnLine<AtomicU64>,
-    freed: OwnLine<AtomicU64>,
+    taken: OwnLine<AtomicUsize>,
+    freed: OwnLine<AtomicUsize>,
 }
 
 impl<M: Machine> Deferred<M> {
@@ -120,8 +120,8 @@ impl<M: Machine> Deferred<M> {
             backlogs: core::array::from_fn(|_| {
                 SpinLock::new(Backlog { grace_period: None, waiting: Garbage::new(), next: Garbage::new() })
             }),
-            taken: OwnLine(AtomicU64::new(0)),
-            freed: OwnLine(AtomicU64::new(0)),
+            taken: OwnLine(AtomicUsize::new(0)),
+            freed: OwnLine(AtomicUsize::new(0)),
         }
     }
 }
@@ -196,10 +196,10 @@ impl<M: Machine> Memory<M> {
     }
 
     /// Waits until `batches` have been freed. Nobody waits here before it has freed its own, so the wait ends.
-    fn await_freed(&self, batches: u64) {
+    fn await_freed(&self, batches: usize) {
         let started = self.machine().now();
         // Acquire: pairs with the Release of whoever has freed a batch.
-        while self.deferred().freed.0.load(Ordering::Acquire) < batches {
+        while is_older(self.deferred().freed.0.load(Ordering::Acquire), batches) {
             // Whoever frees may wait for this CPU's quiescent state first.
             rcu::quiescent(self.machine());
             self.machine().pause();

@@ -13,7 +13,7 @@ pub use crate::slab::OutOfMemory;
 use crate::slab::{Slab, SlabKind};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::OwnLine;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::rcu::Rcu;
 use crate::vma::{Node, Vma};
 use core::ptr::NonNull;
@@ -26,7 +26,7 @@ pub struct Memory<M: Machine> {
     rcu: Rcu,
     deferred: Deferred<M>,
     zero_page: Pfn,
-    next_mm_id: OwnLine<AtomicU64>,
+    next_mm_id: OwnLine<AtomicUsize>,
 }
 
 impl<M: Machine> Memory<M> {
@@ -55,7 +55,7 @@ impl<M: Machine> Memory<M> {
             rcu: Rcu::new(),
             deferred: Deferred::new(),
             zero_page,
-            next_mm_id: OwnLine(AtomicU64::new(1)),
+            next_mm_id: OwnLine(AtomicUsize::new(1)),
         })
     }
 
@@ -114,7 +114,9 @@ impl<M: Machine> Memory<M> {
         self.zero_page
     }
 
-    pub(crate) fn next_mm_id(&self) -> u64 {
+    /// A number for an address space. Where words are small they come round, and one that is used again tells a CPU with one
+    /// ASID nothing wrong: it keeps nothing of what it had loaded before.
+    pub(crate) fn next_mm_id(&self) -> usize {
         // Relaxed: only uniqueness matters.
         self.next_mm_id.0.fetch_add(1, Ordering::Relaxed)
     }

@@ -6,8 +6,7 @@
 //! rest. The atomics are plain ones under the model checker too: no protocol reads a count.
 
 use crate::cpu::Cpus;
-use crate::sync::atomic::Ordering;
-use crate::sync::atomic::plain::AtomicU64;
+use crate::sync::atomic::plain::Solo64;
 use crate::sync::{LOCK_CLASSES, LockClass};
 use core::array;
 use core::ops::{Add, Index};
@@ -130,39 +129,21 @@ indices! {
     }
 }
 
-/// A number that one CPU writes and any may read.
-struct Tally(AtomicU64);
-
-impl Tally {
-    const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    fn get(&self) -> u64 {
-        // Relaxed, here and below: a count publishes nothing.
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-}
-
 /// The counts of one CPU.
 #[repr(align(64))]
 pub struct CpuStats {
-    events: [Tally; Counter::COUNT],
-    locks: [[Tally; LockCounter::COUNT]; LOCK_CLASSES],
-    peaks: [[Tally; LockPeak::COUNT]; LOCK_CLASSES],
+    events: [Solo64; Counter::COUNT],
+    locks: [[Solo64; LockCounter::COUNT]; LOCK_CLASSES],
+    peaks: [[Solo64; LockPeak::COUNT]; LOCK_CLASSES],
 }
 
 impl CpuStats {
     /// All zero.
     pub const fn new() -> Self {
         Self {
-            events: [const { Tally::new() }; Counter::COUNT],
-            locks: [const { [const { Tally::new() }; LockCounter::COUNT] }; LOCK_CLASSES],
-            peaks: [const { [const { Tally::new() }; LockPeak::COUNT] }; LOCK_CLASSES],
+            events: [const { Solo64::new(0) }; Counter::COUNT],
+            locks: [const { [const { Solo64::new(0) }; LockCounter::COUNT] }; LOCK_CLASSES],
+            peaks: [const { [const { Solo64::new(0) }; LockPeak::COUNT] }; LOCK_CLASSES],
         }
     }
 
@@ -192,7 +173,7 @@ impl CpuStats {
     }
 
     /// Forgets the largest values, before a phase that is to have its own. The only update another CPU may make; one
-    /// that coincides with a wait on the owning CPU may be lost.
+    /// that coincides with a wait on the owning CPU may be lost, or half of it.
     pub fn forget_peaks(&self) {
         self.peaks.iter().flatten().for_each(|tally| tally.set(0));
     }

@@ -44,7 +44,7 @@ impl Space {
         Self::with_id(7)
     }
 
-    fn with_id(ctx_id: u64) -> Self {
+    fn with_id(ctx_id: usize) -> Self {
         Self {
             tlb: Box::new(MmTlb::new(ctx_id, Pfn(0x100).into())),
             entries: [AtomicU64::new(MAPPED), AtomicU64::new(MAPPED)],

@@ -21,7 +21,7 @@ use crate::memory::{Memory, OutOfMemory};
 use crate::pgtable::{DepositList, PageTableLock, PagingMode, pgd_alloc, pgd_free, pgd_mop_up};
 use crate::slab::SlabKind;
 use crate::sync::OwnLine;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 use crate::sync::rcu::RcuRead;
 pub(crate) use crate::sync::rwlock::MmapHeld;
 use crate::sync::rwlock::{MmapLock, MmapWriteGuard};
@@ -47,7 +47,7 @@ pub struct Mm<M: Machine> {
 
 struct Counts {
     /// Bytes of linked tables, the top one not counted (spec 3.2).
-    pgtables_bytes: AtomicU64,
+    pgtables_bytes: AtomicUsize,
     references: AtomicU32,
     /// Gathers under way (`tlb_flush_pending`).
     flush_pending: FlushPending,
@@ -74,7 +74,7 @@ impl<M: Machine> Mm<M> {
             deposits: OwnLine(DepositList::new()),
             tlb: MmTlb::new(memory.next_mm_id(), pgd.address()),
             counts: OwnLine(Counts {
-                pgtables_bytes: AtomicU64::new((M::Mode::PREALLOCATED * PAGE_SIZE) as u64),
+                pgtables_bytes: AtomicUsize::new(M::Mode::PREALLOCATED * PAGE_SIZE),
                 references: AtomicU32::new(1),
                 flush_pending: FlushPending::new(),
             }),
@@ -132,7 +132,7 @@ impl<M: Machine> Mm<M> {
         &self.tlb
     }
 
-    pub(crate) fn pgtables_bytes(&self) -> &AtomicU64 {
+    pub(crate) fn pgtables_bytes(&self) -> &AtomicUsize {
         &self.counts.0.pgtables_bytes
     }
 
@@ -148,7 +148,7 @@ impl<M: Machine> Mm<M> {
 
     /// Bytes of linked tables below the top one (I7).
     pub fn linked_table_bytes(&self) -> u64 {
-        self.pgtables_bytes().load(Ordering::Relaxed)
+        self.pgtables_bytes().load(Ordering::Relaxed) as u64
     }
 }
 
@@ -187,7 +187,7 @@ impl<M: Machine> Drop for MmRef<M> {
         let memory = self.memory;
         self.exit_mmap();
         tlb::evict_lazy(memory.machine(), &self.tlb);
-        self.pgtables_bytes().fetch_sub(pgd_mop_up(memory, self.pgd) * PAGE_SIZE as u64, Ordering::Relaxed);
+        self.pgtables_bytes().fetch_sub(pgd_mop_up(memory, self.pgd) * PAGE_SIZE, Ordering::Relaxed);
         debug_assert_eq!(self.linked_table_bytes(), 0, "page tables left behind (I6)");
         assert!(self.deposits.0.is_empty(), "deposited tables left behind (I13)");
         pgd_free(memory, self.pgd);

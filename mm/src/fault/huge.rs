@@ -59,7 +59,7 @@ impl<M: Machine> Fault<'_, M> {
         }
         deposit(mm, self.pmd, &guard, table);
         // Relaxed: a count, checked when nobody changes it any more (I6, I7).
-        mm.pgtables_bytes().fetch_add(PAGE_SIZE as u64, Ordering::Relaxed);
+        mm.pgtables_bytes().fetch_add(PAGE_SIZE, Ordering::Relaxed);
         let entry = Entry::huge_page(block.pfn(), self.vma.protection());
         block.keep();
         self.pmd.fill(&guard, entry);

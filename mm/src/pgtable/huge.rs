@@ -122,7 +122,7 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
             return (entry, None);
         }
         // Relaxed: a count, checked when nobody changes it any more (I6, I7).
-        self.mm.pgtables_bytes().fetch_sub(PAGE_SIZE as u64, Ordering::Relaxed);
+        self.mm.pgtables_bytes().fetch_sub(PAGE_SIZE, Ordering::Relaxed);
         (entry, Some(deposit::withdraw(self.mm, self.slot, &self.guard)))
     }
 

@@ -180,7 +180,7 @@ fn publish<M: Machine>(
     }
     let Some(table) = spare.take() else { return Ok(current) };
     // Relaxed: a count, checked when nobody changes it any more (I6, I7).
-    mm.pgtables_bytes().fetch_add(PAGE_SIZE as u64, Ordering::Relaxed);
+    mm.pgtables_bytes().fetch_add(PAGE_SIZE, Ordering::Relaxed);
     let entry = table.into_entry();
     slot.store(entry);
     if slot.table().level() == M::Mode::TOP {

@@ -111,7 +111,7 @@ fn preallocated<M: Machine>() -> impl Iterator<Item = (usize, Level)> {
 
 /// Destroys what is left of the tables that [`pgd_alloc`] made below the top table at `pgd`, and returns their number: those
 /// that no unmapping took with it. They are all none. Nobody has the table loaded or refers to it.
-pub(crate) fn pgd_mop_up<M: Machine>(memory: &Memory<M>, pgd: PhysAddr) -> u64 {
+pub(crate) fn pgd_mop_up<M: Machine>(memory: &Memory<M>, pgd: PhysAddr) -> usize {
     let mut count = 0;
     for (index, level) in preallocated::<M>() {
         let entry = Table::map_top(memory, pgd).slot_at(index).swap(Entry::NONE);

@@ -55,7 +55,7 @@ pub(super) fn unlink<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, entry: Entry, le
     slot.swap(Entry::NONE);
     mm.memory().memmap().page(entry.pfn()).mark_detached();
     // Now, not when it is freed: that will not know the address space (spec 3.2).
-    mm.pgtables_bytes().fetch_sub(PAGE_SIZE as u64, Ordering::Relaxed);
+    mm.pgtables_bytes().fetch_sub(PAGE_SIZE, Ordering::Relaxed);
 }
 
 /// A fault may store a pointer to another table as soon as the PMD lock drops. Where a reader of the slot takes two accesses,

@@ -9,7 +9,7 @@
 //! for this: a CPU that reads its own number as the owner's is the owner.
 
 use super::atomic::Ordering;
-use super::atomic::plain::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+use super::atomic::plain::{AtomicPtr, AtomicU8, AtomicU32, Solo64};
 use super::order::{address, broken};
 use super::word::can_hear;
 use super::{LockClass, RawLock};
@@ -34,12 +34,12 @@ pub struct DebugLock<L: RawLock> {
     class: AtomicU8,
     /// Where it was last taken.
     place: AtomicPtr<Location<'static>>,
-    acquired: AtomicU64,
-    waited: AtomicU64,
-    longest_wait: AtomicU64,
+    acquired: Solo64,
+    waited: Solo64,
+    longest_wait: Solo64,
     /// By [`Machine::now`].
-    taken_at: AtomicU64,
-    longest_hold: AtomicU64,
+    taken_at: Solo64,
+    longest_hold: Solo64,
 }
 
 impl<L: RawLock> DebugLock<L> {
@@ -71,7 +71,7 @@ impl<L: RawLock> DebugLock<L> {
         self.owner.store(machine.cpu().0 + 1, Ordering::Relaxed);
         self.class.store(class as u8, Ordering::Relaxed);
         self.place.store(ptr::from_ref(place).cast_mut(), Ordering::Relaxed);
-        self.taken_at.store(machine.now(), Ordering::Relaxed);
+        self.taken_at.set(machine.now());
         add(&self.acquired, 1);
         if let Some(nanoseconds) = waited {
             add(&self.waited, 1);
@@ -115,20 +115,19 @@ impl<L: RawLock> fmt::Display for DebugLock<L> {
         if let Some(place) = unsafe { self.place.load(Ordering::Relaxed).as_ref() } {
             write!(f, ", last taken at {place} as {}", self.class().name())?;
         }
-        let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
-        write!(f, "; taken {} times, {} waits", count(&self.acquired), count(&self.waited))?;
-        write!(f, " of up to {} ns, held for up to {} ns", count(&self.longest_wait), count(&self.longest_hold))
+        write!(f, "; taken {} times, {} waits", self.acquired.get(), self.waited.get())?;
+        write!(f, " of up to {} ns, held for up to {} ns", self.longest_wait.get(), self.longest_hold.get())
     }
 }
 
 /// Of a number only the lock's owner writes.
-fn add(number: &AtomicU64, more: u64) {
-    number.store(number.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+fn add(number: &Solo64, more: u64) {
+    number.set(number.get() + more);
 }
 
 /// Of a number only the lock's owner writes.
-fn raise(number: &AtomicU64, to: u64) {
-    number.store(number.load(Ordering::Relaxed).max(to), Ordering::Relaxed);
+fn raise(number: &Solo64, to: u64) {
+    number.set(number.get().max(to));
 }
 
 impl<L: RawLock> RawLock for DebugLock<L> {
@@ -139,11 +138,11 @@ impl<L: RawLock> RawLock for DebugLock<L> {
             owner: AtomicU32::new(0),
             class: AtomicU8::new(LockClass::Other as u8),
             place: AtomicPtr::new(ptr::null_mut()),
-            acquired: AtomicU64::new(0),
-            waited: AtomicU64::new(0),
-            longest_wait: AtomicU64::new(0),
-            taken_at: AtomicU64::new(0),
-            longest_hold: AtomicU64::new(0),
+            acquired: Solo64::new(0),
+            waited: Solo64::new(0),
+            longest_wait: Solo64::new(0),
+            taken_at: Solo64::new(0),
+            longest_hold: Solo64::new(0),
         }
     }
 
@@ -183,7 +182,7 @@ impl<L: RawLock> RawLock for DebugLock<L> {
             owner if owner == cpu + 1 => {}
             _ => self.report(&act, "which another CPU has locked"),
         }
-        raise(&self.longest_hold, machine.now().saturating_sub(self.taken_at.load(Ordering::Relaxed)));
+        raise(&self.longest_hold, machine.now().saturating_sub(self.taken_at.get()));
         self.owner.store(0, Ordering::Relaxed);
         // The last access: the lock may be gone as soon as it is free (I46).
         // SAFETY: this CPU owns the lock, as its owner field says.

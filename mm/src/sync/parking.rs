@@ -12,7 +12,7 @@
 //!   leaves without having taken the lock.
 
 use super::LockClass;
-use super::atomic::plain::{AtomicU8, AtomicU64 as PlainU64, AtomicUsize as PlainUsize};
+use super::atomic::plain::{AtomicU8, AtomicUsize as PlainUsize, Solo64};
 use super::atomic::{AtomicU32, AtomicUsize, Ordering, const_new, fence};
 use crate::config::NR_CPUS;
 use crate::cpu::{CpuId, CpuLocal, CpuSet};
@@ -40,7 +40,7 @@ pub struct ParkingSlot {
     /// [`TICKET`] and a ticket or nothing, [`ASLEEP`], [`KICKED`].
     state: AtomicU32,
     class: AtomicU8,
-    since: PlainU64,
+    since: Solo64,
     /// Where this CPU's next search for a sleeper starts, so that every sleeper has its turn.
     search_from: PlainUsize,
 }
@@ -68,7 +68,7 @@ impl ParkingSlot {
                 lock: AtomicUsize::new(0),
                 state: AtomicU32::new(0),
                 class: AtomicU8::new(0),
-                since: PlainU64::new(0),
+                since: Solo64::new(0),
                 search_from: PlainUsize::new(0),
             }
         }
@@ -83,7 +83,7 @@ impl ParkingSlot {
             lock,
             ticket: (state & TICKET != 0).then_some(state & !(TICKET | ASLEEP | KICKED)),
             class: LockClass::from_index(self.class.load(Ordering::Relaxed)),
-            since_ns: self.since.load(Ordering::Relaxed),
+            since_ns: self.since.get(),
             asleep: state & ASLEEP != 0,
         })
     }
@@ -114,7 +114,7 @@ impl<'m, M: Machine> Wait<'m, M> {
         let (local, since) = (machine.local(), machine.now());
         let slot = &local.parking;
         slot.class.store(class as u8, Ordering::Relaxed);
-        slot.since.store(since, Ordering::Relaxed);
+        slot.since.set(since);
         // Relaxed: what orders this slot for unlockers is each lock's own business; see the stores of ASLEEP.
         slot.state.store(0, Ordering::Relaxed);
         // Release: pairs with the Acquire in `waiting_for`.

@@ -16,11 +16,14 @@
 //! leaving comes first, and the waiter sees the CPU busy; or the waiter's RMW comes first, and leaving acquires it and
 //! with it the unhooking. An even value the waiter saw was released after the CPU's last section.
 //!
+//! *Numbers come round* where words are small. A CPU that is not idle is asked for every number, so its own are of late. An
+//! idle one is asked for every [`REFRESH`]th, and reports what it has been asked for before it leaves idle.
+//!
 //! *Interrupts.* A handler reads the nesting count of the code it interrupted. Both run on one CPU, so program order is
 //! enough, and compiler fences keep the section between its two stores.
 
 use super::atomic::plain::{AtomicU32 as PlainU32, compiler_fence};
-use super::atomic::{AtomicU32, AtomicU64, Ordering, const_new};
+use super::atomic::{AtomicU32, AtomicUsize, Ordering, REFRESH, const_new, is_older};
 use super::order;
 use super::parking::STUCK_AFTER;
 use crate::config::NR_CPUS;
@@ -35,9 +38,9 @@ pub struct RcuCpu {
     /// Read sections open on this CPU. No other CPU reads it.
     nesting: PlainU32,
     /// Number of the youngest grace period that somebody wants this CPU to report. Raised by waiters.
-    requested: AtomicU64,
+    requested: AtomicUsize,
     /// The youngest grace period that has no reader on this CPU any more.
-    reported: AtomicU64,
+    reported: AtomicUsize,
     /// Even while the CPU is idle or not started; it starts so.
     idle: AtomicU32,
 }
@@ -48,8 +51,8 @@ impl RcuCpu {
         pub fn new() -> Self {
             Self {
                 nesting: PlainU32::new(0),
-                requested: AtomicU64::new(0),
-                reported: AtomicU64::new(0),
+                requested: AtomicUsize::new(0),
+                reported: AtomicUsize::new(0),
                 idle: AtomicU32::new(0),
             }
         }
@@ -63,11 +66,8 @@ impl RcuCpu {
     fn report(&self) {
         // Acquire pairs with the Release in `GracePeriod::start`: sections from here on see what was unhooked.
         let requested = self.requested.load(Ordering::Acquire);
-        if requested > self.reported.load(Ordering::Relaxed) {
-            // Release pairs with the Acquire in `GracePeriod::poll`: sections up to here are over. A maximum, because
-            // an interrupt between the loads and this may already have reported more.
-            self.reported.fetch_max(requested, Ordering::Release);
-        }
+        // Release pairs with the Acquire in `GracePeriod::poll`: sections up to here are over.
+        raise(&self.reported, requested, Ordering::Release);
     }
 
     /// Whether the CPU is idle, and will see all that this CPU did before when it is no longer.
@@ -75,6 +75,17 @@ impl RcuCpu {
         let even = |value: u32| value.is_multiple_of(2);
         // Relaxed: only says whether the RMW is worth its cache line. AcqRel: see the module head.
         even(self.idle.load(Ordering::Relaxed)) && even(self.idle.fetch_add(0, Ordering::AcqRel))
+    }
+}
+
+/// Makes `number` at least `to`; in between others, or a handler on this CPU, may make it more.
+fn raise(number: &AtomicUsize, to: usize, order: Ordering) {
+    let mut now = number.load(Ordering::Relaxed);
+    while is_older(now, to) {
+        match number.compare_exchange_weak(now, to, order, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(other) => now = other,
+        }
     }
 }
 
@@ -86,7 +97,7 @@ impl Default for RcuCpu {
 
 /// The source of grace-period numbers. One for all CPUs of a machine: they compare numbers.
 pub struct Rcu {
-    newest: AtomicU64,
+    newest: AtomicUsize,
     /// Grace periods wait for nobody: what the models that need them must fail with.
     #[cfg(loom)]
     stubbed: core::sync::atomic::AtomicBool,
@@ -96,7 +107,7 @@ impl Rcu {
     /// No grace period yet.
     pub fn new() -> Self {
         Self {
-            newest: AtomicU64::new(0),
+            newest: AtomicUsize::new(0),
             #[cfg(loom)]
             stubbed: core::sync::atomic::AtomicBool::new(false),
         }
@@ -175,6 +186,7 @@ pub fn enter_idle<M: Machine>(machine: M) {
 
 /// From now on this CPU may open read sections. To be called once on every CPU that starts, before anything else of RCU.
 pub fn exit_idle<M: Machine>(machine: M) {
+    machine.local().rcu.report();
     // Acquire: what was unhooked by a waiter that found the CPU idle is not found any more.
     let before = machine.local().rcu.idle.fetch_add(1, Ordering::Acquire);
     debug_assert!(before.is_multiple_of(2), "leaves idle twice");
@@ -183,7 +195,7 @@ pub fn exit_idle<M: Machine>(machine: M) {
 /// A wait for every read section that was open when it started. Dropping it is no harm, but proves nothing.
 #[derive(Debug)]
 pub struct GracePeriod {
-    number: u64,
+    number: usize,
     remaining: CpuSet,
 }
 
@@ -191,7 +203,7 @@ impl GracePeriod {
     /// Starts to wait for the readers of what the caller has unhooked.
     pub fn start<M: Machine>(rcu: &Rcu, machine: M) -> Self {
         // AcqRel: see the module head.
-        let number = rcu.newest.fetch_add(1, Ordering::AcqRel) + 1;
+        let number = rcu.newest.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
         let mut remaining = CpuSet::first(NR_CPUS);
         if !in_read_section(machine) {
             remaining = remaining.without(machine.cpu());
@@ -206,11 +218,13 @@ impl GracePeriod {
             if !remaining.contains(cpu) {
                 continue;
             }
-            if local.rcu.is_idle() {
+            let idle = local.rcu.is_idle();
+            if idle {
                 remaining = remaining.without(cpu);
-            } else {
+            }
+            if !idle || number.is_multiple_of(REFRESH) {
                 // Release pairs with the Acquire in `report`.
-                local.rcu.requested.fetch_max(number, Ordering::Release);
+                raise(&local.rcu.requested, number, Ordering::Release);
             }
         }
         Self { number, remaining }
@@ -221,7 +235,7 @@ impl GracePeriod {
         for cpu in self.remaining.iter() {
             let rcu = &machine.cpus().of(cpu).rcu;
             // Acquire pairs with the Release in `report`.
-            if rcu.reported.load(Ordering::Acquire) >= self.number || rcu.is_idle() {
+            if !is_older(rcu.reported.load(Ordering::Acquire), self.number) || rcu.is_idle() {
                 self.remaining = self.remaining.without(cpu);
             }
         }

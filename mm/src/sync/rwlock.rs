@@ -20,29 +20,33 @@
 //! asks once more inside `block_while`, which excludes `wake`: it sees that RMW and does not sleep, or it sleeps first
 //! and is woken.
 
-use super::atomic::{AtomicU64, Ordering};
+use super::atomic::{AtomicUsize, Ordering};
 use super::{order, rcu};
 use crate::machine::Machine;
 use crate::stats::Counter;
 use core::marker::PhantomData;
 
-const COUNT_BITS: u32 = 20;
-const COUNT: u64 = (1 << COUNT_BITS) - 1;
-const READER: u64 = 1;
-const READERS: u64 = COUNT;
-const WAITING_READER: u64 = 1 << COUNT_BITS;
-const WAITING_WRITER: u64 = 1 << (2 * COUNT_BITS);
-const WAITING_WRITERS: u64 = COUNT << (2 * COUNT_BITS);
-const PHASE: u64 = 1 << 62;
-const WRITER: u64 = 1 << 63;
+/// Of each of three counts.
+const COUNT_BITS: u32 = (usize::BITS - 2) / 3;
+const COUNT: usize = (1 << COUNT_BITS) - 1;
+const READER: usize = 1;
+const READERS: usize = COUNT;
+const WAITING_READER: usize = 1 << COUNT_BITS;
+const WAITING_WRITER: usize = 1 << (2 * COUNT_BITS);
+const WAITING_WRITERS: usize = COUNT << (2 * COUNT_BITS);
+const PHASE: usize = 1 << (usize::BITS - 2);
+const WRITER: usize = 1 << (usize::BITS - 1);
 
 /// The lock. Threads wait for it by sleeping: never under another lock or in a read section.
-pub struct MmapLock(AtomicU64);
+pub struct MmapLock(AtomicUsize);
 
 impl MmapLock {
+    /// Threads that may have one lock, or wait for it, at once. Whoever runs threads has no more: each has a stack.
+    pub const MAX_THREADS: usize = COUNT;
+
     /// A free lock.
     pub fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(AtomicUsize::new(0))
     }
 
     /// Takes the lock for reading. Not twice by one thread: a writer that waits in between would stop both.
@@ -95,7 +99,7 @@ impl MmapLock {
     }
 
     /// Sleeps until the word no longer is as `still` describes, and returns it.
-    fn sleep_while<M: Machine>(&self, machine: M, still: impl Fn(u64) -> bool) -> u64 {
+    fn sleep_while<M: Machine>(&self, machine: M, still: impl Fn(usize) -> bool) -> usize {
         loop {
             // Acquire: a reader owns the lock by what it reads here; pairs with the Release in `unlock_write`.
             let word = self.0.load(Ordering::Acquire);
@@ -204,17 +208,17 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     /// Waits until the word of `lock` is as `wanted` says.
-    fn await_word(lock: &MmapLock, machine: TestMachine, wanted: impl Fn(u64) -> bool) {
+    fn await_word(lock: &MmapLock, machine: TestMachine, wanted: impl Fn(usize) -> bool) {
         while !wanted(lock.0.load(Ordering::Relaxed)) {
             machine.pause();
         }
     }
 
-    fn waiting_readers(word: u64) -> u64 {
+    fn waiting_readers(word: usize) -> usize {
         word >> COUNT_BITS & COUNT
     }
 
-    fn is_held(word: u64) -> bool {
+    fn is_held(word: usize) -> bool {
         word & (super::WRITER | READERS) != 0
     }
 

@@ -4,6 +4,9 @@
 //! older than the slot says. So whoever comes back to an address space keeps what is cached if the generations are equal,
 //! and drops it if they are not; a slot that changes hands is dropped whole.
 //!
+//! Where words are small, numbers of address spaces and generations come round, so nothing may be kept under an old one: a
+//! machine of 32 bits has one ASID, as processors there have (a PCID needs 64-bit mode).
+//!
 //! The hardware's name for it is PCID, and QEMU's TCG has none: there [`Machine::asids`](crate::machine::Machine::asids) is
 //! 1, every load of a top table drops everything, and the one slot only says how current the loaded translations are. What
 //! is here runs with six ASIDs on the simulated machine of the host tests.
@@ -31,13 +34,13 @@ pub(super) enum Found {
 /// One ASID: whose translations it tags, and how new they are.
 struct Slot {
     /// 0 for nobody's.
-    ctx_id: plain::AtomicU64,
-    tlb_gen: plain::AtomicU64,
+    ctx_id: plain::AtomicUsize,
+    tlb_gen: plain::AtomicUsize,
 }
 
 impl Slot {
     const fn new() -> Self {
-        Self { ctx_id: plain::AtomicU64::new(0), tlb_gen: plain::AtomicU64::new(0) }
+        Self { ctx_id: plain::AtomicUsize::new(0), tlb_gen: plain::AtomicUsize::new(0) }
     }
 }
 
@@ -63,7 +66,8 @@ impl AsidSlots {
 
     /// Makes the ASID of `ctx_id` the current one, as new as `tlb_gen`, and says what the TLB held of it. `count` is the
     /// machine's number of ASIDs. The caller drops what is not [`Found::Current`].
-    pub(super) fn take(&self, count: usize, ctx_id: u64, tlb_gen: u64) -> (Asid, Found) {
+    pub(super) fn take(&self, count: usize, ctx_id: usize, tlb_gen: usize) -> (Asid, Found) {
+        debug_assert!(count == 1 || usize::BITS == 64, "numbers come round, and something is kept that long");
         let slots = &self.slots[..count.clamp(1, MAX_ASIDS)];
         let known = slots.iter().position(|slot| slot.ctx_id.load(Ordering::Relaxed) == ctx_id);
         let index = known.unwrap_or_else(|| {
@@ -87,12 +91,12 @@ impl AsidSlots {
     }
 
     /// How new the translations of the current ASID are.
-    pub(super) fn tlb_gen(&self) -> u64 {
+    pub(super) fn tlb_gen(&self) -> usize {
         self.current().tlb_gen.load(Ordering::Relaxed)
     }
 
     /// The current ASID's translations have been brought up to `tlb_gen`.
-    pub(super) fn set_tlb_gen(&self, tlb_gen: u64) {
+    pub(super) fn set_tlb_gen(&self, tlb_gen: usize) {
         self.current().tlb_gen.store(tlb_gen, Ordering::Relaxed);
     }
 }
@@ -115,7 +119,7 @@ mod tests {
     fn asids_are_given_up_in_turn() {
         let slots = AsidSlots::new();
         for round in 0..3 {
-            for index in 0..MAX_ASIDS as u64 {
+            for index in 0..MAX_ASIDS {
                 let asid = slots.take(MAX_ASIDS, 100 + round * 10 + index, 1);
                 assert_eq!(asid, (Asid(index as u8), Found::Nothing));
             }

@@ -14,7 +14,7 @@ use crate::cpu::CpuSet;
 use crate::machine::{LocalFlush, Machine, SlotOf};
 use crate::pgtable::{EntrySlot, Level, PagingMode};
 use crate::stats::Counter;
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::{Ordering, REFRESH, fence, is_older};
 
 /// More instructions than this are replaced by one that drops the whole address space (spec 8.4).
 pub const FLUSH_CEILING: u64 = 33;
@@ -44,7 +44,7 @@ pub(super) struct Request {
     /// Only a load of the top table will do.
     pub(super) top_changed: bool,
     /// The generation the flush brings the address space to.
-    pub(super) tlb_gen: u64,
+    pub(super) tlb_gen: usize,
 }
 
 impl Request {
@@ -94,12 +94,15 @@ fn flush_to<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush, everyone: bool) 
     debug_assert!(machine.irqs_enabled(), "a CPU that waits for answers must itself answer (I24, R28)");
     let me = machine.cpu();
     // Release, for the tables changed before; pairs with `MmTlb::tlb_gen`.
-    let tlb_gen = mm.tlb_gen.fetch_add(1, Ordering::AcqRel) + 1;
+    let tlb_gen = mm.tlb_gen.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
     // Pairs with the fences in `switch`: whoever joins or stops being lazy is seen below, or sees the generation (I32).
     fence(Ordering::SeqCst);
     let loaded = mm.cpus();
-    let others =
-        if everyone { machine.online().without(me) } else { targets(machine, loaded.without(me), what.freed_tables) };
+    let others = if everyone {
+        machine.online().without(me)
+    } else {
+        targets(machine, loaded.without(me), what.freed_tables || tlb_gen.is_multiple_of(REFRESH))
+    };
     let TlbFlush { range, top_changed, .. } = what;
     let request = Request { range, stride: M::Mode::entry_span(what.stride), top_changed, tlb_gen };
     if !others.is_empty() {
@@ -117,8 +120,8 @@ fn flush_to<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush, everyone: bool) 
 }
 
 /// Those of `loaded` that have to be told.
-fn targets<M: Machine>(machine: M, loaded: CpuSet, freed_tables: bool) -> CpuSet {
-    if freed_tables {
+fn targets<M: Machine>(machine: M, loaded: CpuSet, lazy_too: bool) -> CpuSet {
+    if lazy_too {
         return loaded;
     }
     let lazy = |cpu: &crate::cpu::CpuId| machine.cpus().of(*cpu).tlb.is_lazy();
@@ -141,10 +144,10 @@ pub(super) fn apply<M: Machine>(machine: M, mm: &MmTlb, request: Request) {
     }
     let asids = &local.tlb.asids;
     let (current, mm_gen) = (asids.tlb_gen(), mm.tlb_gen());
-    if request.tlb_gen <= current {
+    if !is_older(current, request.tlb_gen) {
         return;
     }
-    let is_next = request.tlb_gen == current + 1 && request.tlb_gen == mm_gen;
+    let is_next = request.tlb_gen == current.wrapping_add(1) && request.tlb_gen == mm_gen;
     match request.ranged().filter(|_| is_next) {
         Some(ranged) => {
             local.stats.bump(Counter::FlushesRanged);

@@ -11,6 +11,9 @@
 //! The rule under all of it is a generation. Each change of an address space's tables that takes something away raises its
 //! `tlb_gen`; each CPU knows, for each ASID, which generation its translations are as new as (I31). A CPU that is not
 //! reached by a flush, because it has the address space not loaded or lazily, finds itself behind when it comes back.
+//!
+//! Where words are small generations come round. A CPU that has the address space loaded is behind by less than half a round:
+//! every flush reaches it, or, if it is lazy, every [`REFRESH`](crate::sync::atomic::REFRESH)th.
 
 #![allow(unsafe_code)]
 
@@ -32,7 +35,7 @@ pub use switch::{enter_lazy, switch};
 
 use crate::address::PhysAddr;
 use crate::cpu::{CpuMask, CpuSet};
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, const_new, plain};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering, const_new, plain};
 use asid::AsidSlots;
 use shootdown::Requests;
 
@@ -40,17 +43,17 @@ use shootdown::Requests;
 #[repr(align(64))]
 pub struct MmTlb {
     /// Never 0 and never used again, so that no CPU takes what it cached of another address space for this one's.
-    ctx_id: u64,
+    ctx_id: usize,
     pgd: PhysAddr,
     /// Raised by every flush, after the tables were changed and before the mask is read.
-    tlb_gen: AtomicU64,
+    tlb_gen: AtomicUsize,
     cpus: CpuMask,
 }
 
 impl MmTlb {
     /// Of an address space with top table `pgd` that nobody has loaded. `ctx_id` is not 0 and never used again.
-    pub fn new(ctx_id: u64, pgd: PhysAddr) -> Self {
-        Self { ctx_id, pgd, tlb_gen: AtomicU64::new(1), cpus: CpuMask::new() }
+    pub fn new(ctx_id: usize, pgd: PhysAddr) -> Self {
+        Self { ctx_id, pgd, tlb_gen: AtomicUsize::new(1), cpus: CpuMask::new() }
     }
 
     /// The CPUs that have the address space loaded, lazily or not (`mm_cpumask`).
@@ -59,7 +62,7 @@ impl MmTlb {
     }
 
     /// The generation of the tables: translations cached under a lower one may be wrong.
-    pub fn tlb_gen(&self) -> u64 {
+    pub fn tlb_gen(&self) -> usize {
         // Acquire: with a generation come the changes of the tables it stands for; pairs with the addition in `flush`.
         self.tlb_gen.load(Ordering::Acquire)
     }

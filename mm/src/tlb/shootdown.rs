@@ -9,10 +9,10 @@
 use super::MmTlb;
 use super::flush::{Request, apply};
 use crate::address::{VirtAddr, VirtRange};
-use crate::cpu::CpuSet;
+use crate::cpu::{CpuMask, CpuSet};
 use crate::machine::Machine;
 use crate::stats::Counter;
-use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering, const_new};
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, const_new};
 
 /// A shootdown not answered for this long will never be.
 const ANSWER_LIMIT_NANOS: u64 = 60_000_000_000;
@@ -22,15 +22,15 @@ pub(super) struct Requests {
     /// The request this CPU has out, and whose address space it is about; null asks for nothing but an answer. Written before
     /// the targets' `pending` bits, which publish it, and not again before all of them have answered.
     mm: AtomicPtr<MmTlb>,
-    start: AtomicU64,
-    end: AtomicU64,
-    stride: AtomicU64,
+    start: AtomicUsize,
+    end: AtomicUsize,
+    stride: AtomicUsize,
     top_changed: AtomicBool,
-    tlb_gen: AtomicU64,
+    tlb_gen: AtomicUsize,
     /// Targets that have not answered this CPU's request.
-    unanswered: AtomicU64,
+    unanswered: CpuMask,
     /// Initiators whose request this CPU has to serve.
-    pending: AtomicU64,
+    pending: CpuMask,
 }
 
 impl Requests {
@@ -38,19 +38,19 @@ impl Requests {
         pub(super) fn new() -> Self {
             Self {
                 mm: AtomicPtr::new(core::ptr::null_mut()),
-                start: AtomicU64::new(0),
-                end: AtomicU64::new(0),
-                stride: AtomicU64::new(0),
+                start: AtomicUsize::new(0),
+                end: AtomicUsize::new(0),
+                stride: AtomicUsize::new(0),
                 top_changed: AtomicBool::new(false),
-                tlb_gen: AtomicU64::new(0),
-                unanswered: AtomicU64::new(0),
-                pending: AtomicU64::new(0),
+                tlb_gen: AtomicUsize::new(0),
+                unanswered: CpuMask::new(),
+                pending: CpuMask::new(),
             }
         }
     }
 
     pub(super) fn unanswered(&self) -> CpuSet {
-        CpuSet(self.unanswered.load(Ordering::Relaxed))
+        self.unanswered.load(Ordering::Relaxed)
     }
 
     /// Relaxed: published by the targets' `pending` bits.
@@ -59,21 +59,21 @@ impl Requests {
         let mm = what.map_or(core::ptr::null_mut(), |(mm, _)| core::ptr::from_ref(mm).cast_mut());
         self.mm.store(mm, Ordering::Relaxed);
         if let Some((_, request)) = what {
-            self.start.store(request.range.start.0, Ordering::Relaxed);
-            self.end.store(request.range.end.0, Ordering::Relaxed);
-            self.stride.store(request.stride, Ordering::Relaxed);
+            self.start.store(request.range.start.0 as usize, Ordering::Relaxed);
+            self.end.store(request.range.end.0 as usize, Ordering::Relaxed);
+            self.stride.store(request.stride as usize, Ordering::Relaxed);
             self.top_changed.store(request.top_changed, Ordering::Relaxed);
             self.tlb_gen.store(request.tlb_gen, Ordering::Relaxed);
         }
-        self.unanswered.store(targets.0, Ordering::Relaxed);
+        self.unanswered.store(targets, Ordering::Relaxed);
     }
 
     /// Relaxed: whoever reads has seen its `pending` bit.
     fn read(&self) -> Request {
-        let address = |word: &AtomicU64| VirtAddr(word.load(Ordering::Relaxed));
+        let address = |word: &AtomicUsize| VirtAddr(word.load(Ordering::Relaxed) as u64);
         Request {
             range: VirtRange { start: address(&self.start), end: address(&self.end) },
-            stride: self.stride.load(Ordering::Relaxed),
+            stride: self.stride.load(Ordering::Relaxed) as u64,
             top_changed: self.top_changed.load(Ordering::Relaxed),
             tlb_gen: self.tlb_gen.load(Ordering::Relaxed),
         }
@@ -99,7 +99,7 @@ pub(super) fn post<M: Machine>(machine: M, what: Option<(&MmTlb, Request)>, targ
     local.stats.bump(Counter::ShootdownsSent);
     for target in targets.iter() {
         // Release: publishes the request; pairs with the swap in `service`.
-        machine.cpus().of(target).tlb.requests.pending.fetch_or(1 << me.0, Ordering::Release);
+        machine.cpus().of(target).tlb.requests.pending.add(me, Ordering::Release);
         local.stats.bump(Counter::ShootdownTargets);
         machine.send_flush_ipi(target);
     }
@@ -112,9 +112,9 @@ pub(super) fn await_answers<M: Machine>(machine: M) {
     let started = machine.now();
     let mut polls: u32 = 0;
     // Acquire: pairs with the answer in `service`; the targets' flushes are over when the caller goes on.
-    while requests.unanswered.load(Ordering::Acquire) != 0 {
+    while !requests.unanswered.load(Ordering::Acquire).is_empty() {
         // Relaxed: what is not seen yet is seen at a later poll, or by the interrupt.
-        if requests.pending.load(Ordering::Relaxed) != 0 {
+        if !requests.pending.load(Ordering::Relaxed).is_empty() {
             // With interrupts off, so that this and the flush interrupt do not count over each other.
             let irqs = machine.irq_save();
             service(machine);
@@ -137,7 +137,7 @@ pub fn service<M: Machine>(machine: M) {
     let local = machine.local();
     // Acquire: the requests' contents; pairs with `post`. An exchange, since a plain load might be behind the interrupt that
     // says there is something, and nobody says so twice.
-    let initiators = CpuSet(local.tlb.requests.pending.swap(0, Ordering::Acquire));
+    let initiators = local.tlb.requests.pending.take_all(Ordering::Acquire);
     for initiator in initiators.iter() {
         let requests = &machine.cpus().of(initiator).tlb.requests;
         // SAFETY: the initiator holds a reference to the address space until this CPU, among others, has answered.
@@ -146,6 +146,6 @@ pub fn service<M: Machine>(machine: M) {
         }
         local.stats.bump(Counter::FlushesServed);
         // Release: the flush is over; pairs with `await_answers`. The request may be overwritten from here on.
-        requests.unanswered.fetch_and(!(1 << me.0), Ordering::Release);
+        requests.unanswered.take_out(me, Ordering::Release);
     }
 }

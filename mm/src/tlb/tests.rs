@@ -2,6 +2,7 @@
 //! was not is a violation of its own there. `mm/tests/loom_tlb.rs` has the models.
 
 mod racing;
+mod rounds;
 
 use super::{FLUSH_CEILING, TlbFlush, flush};
 use crate::address::VirtRange;

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::cpu::CpuId;
 use crate::machine::Machine;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering, REFRESH};
 use crate::sync::testing::{TestMachine, machine};
 
 const WAITER: CpuId = CpuId(0);
@@ -117,9 +117,20 @@ fn a_grace_period_started_inside_a_section_waits_for_that_section() {
 /// CPU 0 replaces the current one of two cells, waits, and writes to the old one, which readers must have left.
 #[test]
 fn readers_never_see_what_was_freed() {
+    // The second: numbers come round on the way, as they do where words are small.
+    for newest in [0, usize::MAX - 100] {
+        run_readers(newest);
+    }
+}
+
+fn run_readers(newest: usize) {
     const FREED: usize = usize::MAX;
-    let (sim, rcu) = (machine(4, 0, 10), Rcu::new());
+    let (sim, rcu) = (machine(4, 0, 10), Rcu { newest: AtomicUsize::new(newest) });
     let machine = sim.handle();
+    for (_, local) in machine.cpus().iter() {
+        local.rcu.requested.store(newest, Ordering::Relaxed);
+        local.rcu.reported.store(newest, Ordering::Relaxed);
+    }
     let cells = [AtomicUsize::new(0), AtomicUsize::new(FREED)];
     let (current, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     machine.run_all(|cpu| {
@@ -145,6 +156,31 @@ fn readers_never_see_what_was_freed() {
             }
         }
     });
+}
+
+/// A CPU that is idle for more than half a round would else seem to have reported what nobody has asked it for yet.
+#[test]
+fn an_idle_cpu_falls_behind_by_a_quarter_of_a_round_at_most() {
+    let sim = machine(2, 0, 1);
+    let machine = sim.handle();
+    let far = |round: usize| round.wrapping_mul(REFRESH);
+    for round in 1..=6 {
+        let rcu = Rcu { newest: AtomicUsize::new(far(round).wrapping_sub(2)) };
+        machine.run_cpu(WAITER, || {
+            for _ in 0..4 {
+                let _ = GracePeriod::start(&rcu, machine);
+            }
+        });
+        machine.run_cpu(READER, || {
+            let reader = &machine.local().rcu;
+            assert_eq!(reader.reported.load(Ordering::Relaxed), far(round));
+            let section = read_lock(machine);
+            let mut grace_period = machine.run_cpu(WAITER, || GracePeriod::start(&rcu, machine));
+            assert!(!machine.run_cpu(WAITER, || grace_period.poll(machine)));
+            drop(section);
+            assert!(machine.run_cpu(WAITER, || grace_period.poll(machine)));
+        });
+    }
 }
 
 #[test]
