@@ -38,7 +38,11 @@ fn judge(disassembly: &str, fewest: usize) -> Result<(), Complaint> {
             ours += usize::from(is_of_page_tables(&function));
             continue;
         }
+        // What is no instruction, such as the head line with the file's format, has no address before its colon.
         let Some((address, instruction)) = line.split_once(':') else { continue };
+        if !address.trim().bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            continue;
+        }
         let mut words =
             instruction.split_ascii_whitespace().filter(|word| !matches!(*word, "lock" | "rep" | "fs" | "gs"));
         let Some(mnemonic) = words.next() else { continue };
@@ -68,6 +72,8 @@ mod tests {
     use super::*;
 
     const CLEAN: &str = "
+target/kernel.elf:     file format elf32-i386
+
 fd000000 <_ZN2mm7pgtable8slot_pae4load17h0123456789abcdefE>:
 fd000000:\tpush   %ebp
 fd000001:\tlock cmpxchg %ecx,(%edx)
