@@ -158,6 +158,8 @@ pub struct CpuLocal {
     pub frames: CpuFrames,
     /// The same of high memory.
     pub high_frames: CpuFrames,
+    /// The same of what is only for pages.
+    pub far_frames: CpuFrames,
     /// Allocation failures to inject on this CPU.
     pub injection: Injection,
     /// Event counts.
@@ -176,6 +178,7 @@ impl CpuLocal {
                 tlb: TlbCpu::new(),
                 frames: CpuFrames::new(),
                 high_frames: CpuFrames::new(),
+                far_frames: CpuFrames::new(),
                 injection: Injection::new(),
                 stats: CpuStats::new(),
             }

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use bitflags::bitflags;
-use raw_cpuid::{CpuId, CpuIdReader, CpuIdResult};
+use raw_cpuid::{CpuId, CpuIdReader, CpuIdResult, Hypervisor};
 
 use crate::{control, msr};
 
@@ -38,11 +38,13 @@ bitflags! {
         const MACHINE_CHECK = 1 << 11;
         /// A hypervisor runs this CPU, which may so be preempted.
         const HYPERVISOR = 1 << 10;
+        /// QEMU's own emulation (TCG) is that hypervisor.
+        const EMULATED = 1 << 12;
     }
 }
 
 /// Bits a CPU may differ in: they say nothing about how shared tables are read.
-const MAY_DIFFER: Features = Features::INVARIANT_TSC.union(Features::HYPERVISOR);
+const MAY_DIFFER: Features = Features::INVARIANT_TSC.union(Features::HYPERVISOR).union(Features::EMULATED);
 
 /// `CR0` of every CPU.
 const CR0: usize = control::CR0_PROTECTION_ENABLE
@@ -150,6 +152,9 @@ fn read_cpuid() -> Features {
         features.set(Features::MACHINE_CHECK, leaf.has_mce());
         features.set(Features::X2APIC, leaf.has_x2apic());
         features.set(Features::HYPERVISOR, leaf.has_hypervisor());
+    }
+    if let Some(leaf) = cpuid.get_hypervisor_info() {
+        features.set(Features::EMULATED, leaf.identify() == Hypervisor::QEMU);
     }
     if let Some(leaf) = structured {
         features.set(Features::SMEP, leaf.has_smep());

@@ -169,6 +169,10 @@ unsafe impl Machine for X86 {
         memory::is_high(pfn)
     }
 
+    fn walks(self, pfn: Pfn) -> bool {
+        memory::walks(pfn)
+    }
+
     fn mapped(self) -> usize {
         memory::mapped()
     }

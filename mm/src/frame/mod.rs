@@ -41,12 +41,14 @@ pub struct FrameAllocator<M: Machine> {
     memmap: MemMap<M::Lock>,
     low: ZoneFrames<M>,
     high: ZoneFrames<M>,
+    far: ZoneFrames<M>,
 }
 
 impl<M: Machine> FrameAllocator<M> {
     /// Owns no frame yet.
     pub fn new(memmap: MemMap<M::Lock>) -> Self {
-        Self { memmap, low: ZoneFrames::new(Zone::Low, memmap), high: ZoneFrames::new(Zone::High, memmap) }
+        let zone = |zone| ZoneFrames::new(zone, memmap);
+        Self { memmap, low: zone(Zone::Low), high: zone(Zone::High), far: zone(Zone::Far) }
     }
 
     /// Takes over the frames from `start` up to `end`, as the boot memory map has them. One call at a time. Takes the zone locks.
@@ -66,11 +68,13 @@ impl<M: Machine> FrameAllocator<M> {
             self.memmap.page(pfn).set_state(PageType::Tail, 0, 0);
             machine.note_frame(pfn, FrameUse::Free);
         }
-        let boundary = frames().find(|pfn| machine.is_high(*pfn)).unwrap_or(end);
-        for (zone, start, end) in [(&self.low, start, boundary), (&self.high, boundary, end)] {
+        let mut start = start;
+        for zone in Zone::ALL {
+            let end = (start.0..end.0).map(Pfn).find(|pfn| Zone::of(machine, *pfn) != zone).unwrap_or(end);
             if start < end {
-                zone.add(machine, start, end);
+                self.zone(zone).add(machine, start, end);
             }
+            start = end;
         }
         Ok(())
     }
@@ -82,7 +86,18 @@ impl<M: Machine> FrameAllocator<M> {
     ///
     /// [`OutOfFrames`] when neither the buddy lists nor any CPU's reserve has a frame.
     pub fn alloc(&self, machine: M) -> Result<Pfn, OutOfFrames> {
-        self.alloc_from([&self.high, &self.low], machine)
+        self.alloc_from([&self.far, &self.high, &self.low], machine)
+    }
+
+    /// Takes a frame filled with zeroes that walkers find a table in, of high memory if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`alloc`](Self::alloc), of such frames.
+    pub fn alloc_zeroed_table(&self, machine: M) -> Result<Pfn, OutOfFrames> {
+        let pfn = self.alloc_from([&self.high, &self.low], machine)?;
+        machine.zero_frame(pfn);
+        Ok(pfn)
     }
 
     /// Takes a frame filled with zeroes.
@@ -125,7 +140,7 @@ impl<M: Machine> FrameAllocator<M> {
         if order > MAX_ORDER || machine.local().injection.should_fail(Site::Frame) {
             return Err(OutOfFrames);
         }
-        let zones = [&self.high, &self.low];
+        let zones = [&self.far, &self.high, &self.low];
         let taken = zones.iter().find_map(|zone| zone.take_block(machine, order));
         let pfn = taken.or_else(|| take_drained(zones, machine, order)).ok_or(OutOfFrames)?;
         self.hand_out(machine, pfn, order);
@@ -207,6 +222,7 @@ impl<M: Machine> FrameAllocator<M> {
         match zone {
             Zone::Low => &self.low,
             Zone::High => &self.high,
+            Zone::Far => &self.far,
         }
     }
 

@@ -21,15 +21,21 @@ pub enum Zone {
     Low,
     /// What has to be mapped for each use ([`Machine::is_high`]).
     High,
+    /// High memory that walkers do not find tables in ([`Machine::walks`]): for pages only.
+    Far,
 }
 
 impl Zone {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Low, Self::High];
+    pub const ALL: [Self; 3] = [Self::Low, Self::High, Self::Far];
 
     /// The zone of `pfn`.
-    pub(super) fn of<M: Machine>(machine: M, pfn: Pfn) -> Self {
-        if machine.is_high(pfn) { Self::High } else { Self::Low }
+    pub fn of<M: Machine>(machine: M, pfn: Pfn) -> Self {
+        match (machine.is_high(pfn), machine.walks(pfn)) {
+            (false, _) => Self::Low,
+            (true, true) => Self::High,
+            (true, false) => Self::Far,
+        }
     }
 
     /// What a CPU keeps of it in reserve.
@@ -37,6 +43,7 @@ impl Zone {
         match self {
             Self::Low => &local.frames,
             Self::High => &local.high_frames,
+            Self::Far => &local.far_frames,
         }
     }
 }

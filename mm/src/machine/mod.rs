@@ -141,6 +141,11 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn is_high(self, _pfn: Pfn) -> bool {
         false
     }
+    /// Whether this machine's walkers find a table in `pfn`. There is one boundary, in high memory: each frame above one that
+    /// they do not find is another.
+    fn walks(self, _pfn: Pfn) -> bool {
+        true
+    }
     /// Maps the table in frame `pfn` for access: `Mode::entries(level)` slots. A mapping of a high frame is one of few that the
     /// CPU has: it is ended on the same CPU, last in, first out, and before the CPU sleeps or changes threads.
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SlotOf<Self>];

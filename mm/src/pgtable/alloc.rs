@@ -117,7 +117,7 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
     pub(crate) fn allocate(memory: &'m Memory<M>, level: Level) -> Result<Self, OutOfTables> {
         let (frames, machine) = (memory.frames(), memory.machine());
         let pfn = match level {
-            Level::Pte => frames.alloc_zeroed(machine)?,
+            Level::Pte => frames.alloc_zeroed_table(machine)?,
             // The lock of a PMD table is found by the address of a slot in it, so that must not change (spec 1.2).
             _ => frames.alloc_zeroed_low(machine)?,
         };

@@ -6,8 +6,12 @@ use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 
 use super::kmap;
+use crate::cpu::{self, Features};
 use crate::kernel_map::{FrameSource, KernelMap, MapError};
 use crate::layout;
+
+/// The first frame whose address has more than 32 bits.
+const ABOVE_4_GIB: Pfn = Pfn(1 << 20);
 
 /// What the new tree `map` needs besides its windows: the slots of `kmap`.
 ///
@@ -32,6 +36,12 @@ pub(crate) fn unmap(address: usize) {
 /// Whether a frame is not in the direct map.
 pub(crate) fn is_high(frame: Pfn) -> bool {
     frame >= layout::DIRECT_END
+}
+
+/// Whether page walks find a table in a frame. QEMU (7.2, TCG) cuts the addresses of tables to 32 bits outside of long mode:
+/// a walk through a table above 4 GiB reads another frame.
+pub(crate) fn walks(frame: Pfn) -> bool {
+    frame < ABOVE_4_GIB || !cpu::features().contains(Features::EMULATED)
 }
 
 /// Mappings of high memory that this CPU has not ended.

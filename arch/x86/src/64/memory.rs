@@ -29,6 +29,12 @@ pub(crate) fn is_high(_frame: Pfn) -> bool {
     false
 }
 
+/// Whether page walks find a table in a frame: in any.
+#[inline(always)]
+pub(crate) fn walks(_frame: Pfn) -> bool {
+    true
+}
+
 /// Mappings of this CPU that have not been ended: none is ever counted.
 #[inline(always)]
 pub(crate) fn mapped() -> usize {

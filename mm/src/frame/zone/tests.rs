@@ -85,6 +85,30 @@ fn who_asks_for_low_memory_gets_no_other() {
     });
 }
 
+/// Frames that are no good for tables go to pages first, and to no table ever.
+#[test]
+fn pages_get_what_tables_cannot_have() {
+    let machine = SimMachine::<FourLevel>::new(SimConfig {
+        low_frames: Some(16),
+        table_frames: Some(40),
+        ..SimConfig::calm(64, 2, 1)
+    });
+    let (sim, memmap) = (machine.handle(), machine.memmap());
+    let allocator = FrameAllocator::new(memmap);
+    machine.run_cpu(CPU0, || {
+        allocator.add_free_range(sim, memmap.first(), memmap.end()).unwrap();
+        assert_eq!(Zone::ALL.map(|zone| allocator.free_frames_of(sim, zone)), [16, 24, 24]);
+        let page = allocator.alloc(sim).unwrap();
+        assert!(!sim.walks(page));
+        let tables: Vec<Pfn> = std::iter::from_fn(|| allocator.alloc_zeroed_table(sim).ok()).collect();
+        assert_eq!((tables.len(), allocator.free_frames_of(sim, Zone::Far)), (40, 23));
+        assert!(tables.iter().all(|pfn| sim.walks(*pfn)));
+        assert!(tables[..24].iter().all(|pfn| sim.is_high(*pfn)), "low memory comes last");
+        tables.into_iter().chain([page]).for_each(|pfn| allocator.free(sim, pfn));
+        assert_eq!(Zone::ALL.map(|zone| allocator.free_frames_of(sim, zone)), [16, 24, 24]);
+    });
+}
+
 #[test]
 fn what_other_cpus_keep_in_reserve_is_found_in_either_zone() {
     let (machine, allocator) = machine(64, Some(32));

@@ -11,6 +11,8 @@ pub struct SimConfig {
     pub frames: usize,
     /// How many of them are low memory; those above are high. `None` for all.
     pub low_frames: Option<usize>,
+    /// How many of them walkers find tables in. `None` for all.
+    pub table_frames: Option<usize>,
     /// CPUs, all online from the start.
     pub cpus: usize,
     /// Source of every random choice.
@@ -36,10 +38,11 @@ pub struct SimConfig {
 }
 
 impl SimConfig {
-    /// A machine that races: it dawdles, speculates and, seldom, evicts. Most of its memory is high.
+    /// A machine that races: it dawdles, speculates and, seldom, evicts. Most of its memory is high, and half of it not for tables.
     pub fn racy(frames: usize, cpus: usize, seed: u64) -> Self {
         let low_frames = Some(frames.div_ceil(4));
-        Self { delay: 16, speculation: 64, eviction: 4096, low_frames, ..Self::calm(frames, cpus, seed) }
+        let table_frames = Some(frames.div_ceil(2));
+        Self { delay: 16, speculation: 64, eviction: 4096, low_frames, table_frames, ..Self::calm(frames, cpus, seed) }
     }
 
     /// A machine that does what it is told and nothing else. With one host thread at a time every run is the same. All its
@@ -48,6 +51,7 @@ impl SimConfig {
         Self {
             frames,
             low_frames: None,
+            table_frames: None,
             cpus,
             seed,
             delay: 0,

@@ -299,9 +299,16 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         self.state.is_high(pfn)
     }
 
+    fn walks(self, pfn: Pfn) -> bool {
+        self.state.walks(pfn)
+    }
+
     fn map_table(&self, pfn: Pfn, level: Level) -> &[SimSlot<Mode::Slot>] {
         self.passes();
         self.state.expect_use(pfn, FrameUse::Table);
+        if !self.walks(pfn) {
+            self.state.report(SimViolation::TableOutOfReach { pfn });
+        }
         let slots = &self.state.memory.slots_of(pfn)[..Mode::entries(level)];
         // Any PTE table might have come from high memory.
         if level == Level::Pte || self.is_high(pfn) {

@@ -205,6 +205,11 @@ impl<Mode: PagingMode> State<Mode> {
         self.config.low_frames.is_some_and(|low| pfn.0 >= FIRST_FRAME.0 + low as u64)
     }
 
+    /// Whether walkers find a table in `pfn`.
+    pub(super) fn walks(&self, pfn: Pfn) -> bool {
+        self.config.table_frames.is_none_or(|tables| pfn.0 < FIRST_FRAME.0 + tables as u64)
+    }
+
     fn check_unmapped(&self, pfn: Pfn) {
         for table in self.memory.tables().filter(|table| *table != pfn) {
             for (index, slot) in self.memory.slots_of(table).iter().enumerate() {

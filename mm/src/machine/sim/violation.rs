@@ -123,6 +123,11 @@ pub enum SimViolation {
         /// The frame.
         pfn: Pfn,
     },
+    /// A table lies where walkers do not find it.
+    TableOutOfReach {
+        /// Its frame.
+        pfn: Pfn,
+    },
     /// A CPU has more mappings of PTE tables and high frames at once than it has places for.
     TooManyMappings {
         /// Which CPU.

@@ -186,7 +186,7 @@ fn a_split_of_two_megabytes_races_with_increments() {
 
 fn split_while_adding<Mode: PagingMode>() {
     for seed in 0..2 {
-        let world: World<Mode> = racy(0xb00, seed);
+        let world: World<Mode> = racy(0xe00, seed);
         let mm = world.alone(|| {
             let mm = world.mm();
             map_huge(&mm, pages(0x200, 0x400));
