@@ -19,6 +19,7 @@ counter!("memory objects", || objects(SlabKind::Object));
 counter!("nodes of memory objects", || objects(SlabKind::ObjectNode));
 counter!("locks in page->ptl", || objects(SlabKind::PtlLock));
 counter!("locks of mm held", locks_held);
+counter!("frames mapped for a moment", || X86.mapped() as u64);
 settler!(settle);
 
 /// How long an idle CPU may hold a lock for its tidying, its vCPU's waits for the host included.

@@ -71,10 +71,7 @@ pub fn take_over() -> Result<(), TakeOverError> {
     let memmap = describe_all(&mut boot)?;
     let frames = FrameAllocator::new(memmap);
     for region in boot.hand_over()?.regions().iter().filter(|region| region.kind == RegionKind::Usable) {
-        let end = Pfn::containing(region.end).min(layout::DIRECT_END);
-        if Pfn::containing(region.start) < end {
-            frames.add_free_range(X86, Pfn::containing(region.start), end)?;
-        }
+        frames.add_free_range(X86, Pfn::containing(region.start), Pfn::containing(region.end))?;
     }
     let memory = Memory::new(X86, frames)?;
     let total = memory.frames().total_frames(X86);

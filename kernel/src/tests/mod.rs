@@ -8,6 +8,7 @@ mod configuration;
 mod failure;
 mod fault;
 mod helpers;
+mod highmem;
 mod injection;
 mod lock;
 mod race;
