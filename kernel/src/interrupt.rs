@@ -5,7 +5,7 @@
 //! that the host does not run is not waited for by spinning.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use arch_x86::idt::exception;
 use arch_x86::ipi::{self, Vector};
@@ -86,8 +86,8 @@ fn unexpected(number: u64) {
 /// A function that other CPUs are to run.
 struct Call<'a> {
     function: &'a (dyn Fn() + Sync),
-    /// CPUs that have not run it yet. Each clears its bit with release; the caller's acquire load of 0 is after all.
-    pending: AtomicU64,
+    /// How many CPUs have not run it yet. Each counts itself with release; the caller's acquire load of 0 is after all.
+    pending: AtomicUsize,
 }
 
 /// The call under way. Set by its caller with release, found by targets with acquire; null when none is.
@@ -102,7 +102,7 @@ pub fn call_on(targets: CpuSet, function: &(dyn Fn() + Sync)) {
     let here = percpu::cpu();
     let others = targets.without(here);
     if !others.is_empty() {
-        let call = Call { function, pending: AtomicU64::new(others.0) };
+        let call = Call { function, pending: AtomicUsize::new(others.iter().count()) };
         let record = ptr::from_ref(&call).cast_mut().cast::<Call<'static>>();
         let deadline = time::now_nanos().saturating_add(CALL_LIMIT_NANOS);
         let has_turn = block_until(turn_key(), deadline, &mut || {
@@ -113,8 +113,8 @@ pub fn call_on(targets: CpuSet, function: &(dyn Fn() + Sync)) {
             send(cpu, Vector::Call);
         }
         let is_done = block_until(done_key(), deadline, &mut || call.pending.load(Ordering::Acquire) != 0);
-        assert!(is_done, "CPUs {:#b} have not run a call", call.pending.load(Ordering::Relaxed));
-        // No target looks at the record any more: each clears its bit after its last look.
+        assert!(is_done, "{} CPUs have not run a call", call.pending.load(Ordering::Relaxed));
+        // No target looks at the record any more: each counts itself after its last look.
         CALL.store(ptr::null_mut(), Ordering::Release);
         thread::wake(turn_key());
     }
@@ -134,13 +134,12 @@ fn done_key() -> usize {
 }
 
 fn answer_call() {
-    let mine = CpuSet::only(percpu::cpu()).0;
     let record = CALL.load(Ordering::Acquire);
-    // SAFETY: a record stays in `CALL`, and its caller asleep, until all bits are cleared. A CPU gets one call interrupt
-    // for each time its bit was set and clears the bit in it, so the bit is set now and the record valid until below.
+    // SAFETY: a record stays in `CALL`, and its caller asleep, until all targets are counted. A CPU gets one call interrupt
+    // for each time it is a target and is counted in it, so it is not counted yet and the record valid until below.
     let Some(call) = (unsafe { record.as_ref() }) else { return };
     (call.function)();
-    if call.pending.fetch_and(!mine, Ordering::AcqRel) == mine {
+    if call.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
         thread::wake(done_key());
     }
 }

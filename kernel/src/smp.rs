@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch_x86::apic::{self, Message};
 use arch_x86::cpu::{self, MissingFeatures};
@@ -19,7 +19,7 @@ use arch_x86::time::{self, CalibrationError};
 use arch_x86::trampoline::{FRAMES, Trampoline};
 use arch_x86::{idt, layout, paging, percpu};
 use mm::config::{NR_CPUS, PAGE_SIZE};
-use mm::cpu::{CpuId, CpuSet};
+use mm::cpu::{CpuId, CpuMask, CpuSet};
 
 use crate::boot::{self, frames};
 use crate::exit::{ExitCode, exit};
@@ -35,8 +35,8 @@ const FIRST_START_NANOS: u64 = 200_000;
 /// The boot CPU.
 const BOOT: CpuId = CpuId(0);
 
-/// CPUs that are up, as a set of bits. A CPU adds itself with release once all of its own is set up.
-static ONLINE: AtomicU64 = AtomicU64::new(0);
+/// CPUs that are up. A CPU adds itself with release once all of its own is set up.
+static ONLINE: CpuMask = CpuMask::new();
 
 /// What became of the CPU that is being started: stored by it with release, polled by the boot CPU with acquire.
 static PROGRESS: AtomicU32 = AtomicU32::new(WAITING);
@@ -84,7 +84,7 @@ impl From<CalibrationError> for SmpError {
 
 /// The CPUs that are up.
 pub fn online() -> CpuSet {
-    CpuSet(ONLINE.load(Ordering::Acquire))
+    ONLINE.load(Ordering::Acquire)
 }
 
 /// Stack for any trap of the boot CPU until there are guarded ones.
@@ -144,7 +144,7 @@ fn bring_up(apic_ids: &[u32]) -> Result<(), SmpError> {
     percpu::prepare(BOOT, boot_id);
     time::calibrate_apic_timer()?;
     thread::adopt_boot_context();
-    ONLINE.store(CpuSet::only(BOOT).0, Ordering::Release);
+    ONLINE.add(BOOT, Ordering::Release);
 
     let others = apic_ids.iter().copied().filter(|id| *id != boot_id);
     let count = others.clone().count();
@@ -232,7 +232,7 @@ extern "C" fn ap_main(cpu: usize) -> ! {
     enable_apic();
     thread::adopt_boot_context();
     interrupt::start_timer();
-    ONLINE.fetch_or(CpuSet::only(cpu).0, Ordering::Release);
+    ONLINE.add(cpu, Ordering::Release);
     PROGRESS.store(UP, Ordering::Release);
     thread::run_idle()
 }

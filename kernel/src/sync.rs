@@ -7,11 +7,12 @@
 
 use core::ops::{Deref, DerefMut};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use arch_x86::{interrupts, percpu, time};
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
+use mm::sync::atomic::plain::Solo64;
 use spin::{Mutex, MutexGuard};
 
 /// Locks of this kind one CPU may hold at once and still have on record.
@@ -55,7 +56,7 @@ impl<T> Spin<T> {
             if let Some(inner) = self.inner.try_lock() {
                 let record = &RECORDS[percpu::cpu().index()];
                 drop(waiting);
-                record.acquisitions.fetch_add(1, Ordering::Relaxed);
+                record.acquisitions.set(record.acquisitions.get() + 1);
                 let held = Held::enter(&record.held, self.name, address);
                 return SpinGuard { inner, _held: held, _interrupts: RestoreInterrupts(saved) };
             }
@@ -109,7 +110,7 @@ impl Drop for RestoreInterrupts {
 /// changing and then name a lock that was let go a moment ago.
 #[repr(align(128))]
 struct Record {
-    acquisitions: AtomicU64,
+    acquisitions: Solo64,
     held: [Slot; RECORDED],
     waiting: Slot,
 }
@@ -131,9 +132,9 @@ impl Slot {
     }
 }
 
-static RECORDS: [Record; NR_CPUS] = [const {
-    Record { acquisitions: AtomicU64::new(0), held: [const { Slot::new() }; RECORDED], waiting: Slot::new() }
-}; NR_CPUS];
+static RECORDS: [Record; NR_CPUS] =
+    [const { Record { acquisitions: Solo64::new(0), held: [const { Slot::new() }; RECORDED], waiting: Slot::new() } };
+        NR_CPUS];
 
 /// A line of the record, cleared when dropped.
 struct Held(Option<&'static Slot>);
@@ -159,7 +160,7 @@ impl Drop for Held {
 
 /// How many locks of this module `cpu` has taken so far.
 pub fn acquisitions(cpu: CpuId) -> u64 {
-    RECORDS[cpu.index()].acquisitions.load(Ordering::Relaxed)
+    RECORDS[cpu.index()].acquisitions.get()
 }
 
 /// The locks of this module that `cpu` holds: name and address.

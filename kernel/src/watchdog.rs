@@ -4,11 +4,11 @@
 //! the run. Each tick also notes the time: a CPU whose note stands still has had interrupts off since.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch_x86::{percpu, time};
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
+use mm::sync::atomic::plain::Solo64;
 
 use crate::exit::{ExitCode, exit};
 use crate::harness::{Name, deadline};
@@ -21,16 +21,16 @@ use crate::{smp, thread};
 /// leave a vCPU waiting.
 const STANDSTILL_NANOS: u64 = 1_000_000_000;
 
-/// When a CPU ticked last, in nanoseconds. Written by that CPU alone, read relaxed.
+/// When a CPU ticked last, in nanoseconds. Written by that CPU alone.
 #[repr(align(64))]
-struct LastTick(AtomicU64);
+struct LastTick(Solo64);
 
-static LAST_TICKS: [LastTick; NR_CPUS] = [const { LastTick(AtomicU64::new(0)) }; NR_CPUS];
+static LAST_TICKS: [LastTick; NR_CPUS] = [const { LastTick(Solo64::new(0)) }; NR_CPUS];
 
 /// To be called in every timer interrupt.
 pub fn tick() {
     let now = time::now_nanos();
-    LAST_TICKS[percpu::cpu().index()].0.store(now, Ordering::Relaxed);
+    LAST_TICKS[percpu::cpu().index()].0.set(now);
     if let Some((name, due)) = deadline::current()
         && now / 1000 >= due
     {
@@ -40,7 +40,7 @@ pub fn tick() {
 
 /// When `cpu` ticked last, in nanoseconds.
 pub fn last_tick(cpu: CpuId) -> u64 {
-    LAST_TICKS[cpu.index()].0.load(Ordering::Relaxed)
+    LAST_TICKS[cpu.index()].0.get()
 }
 
 /// Why a CPU is the one that hangs.

@@ -1,18 +1,18 @@
 //! What the watchdog must know: which test or workload runs, and until when it may.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use super::Name;
 
 /// The running test or workload.
 static NAME: AtomicPtr<Name> = AtomicPtr::new(ptr::null_mut());
 
-/// When it must have ended, in microseconds since boot; `NEVER` when nothing runs.
+/// When it must have ended, in milliseconds since boot; `NEVER` when nothing runs.
 /// Stored with release after `NAME`, loaded with acquire before it.
-static DUE: AtomicU64 = AtomicU64::new(NEVER);
+static DUE: AtomicUsize = AtomicUsize::new(NEVER);
 
-const NEVER: u64 = u64::MAX;
+const NEVER: usize = usize::MAX;
 
 /// A time limit in force; dropping it lifts the limit.
 pub struct Deadline(());
@@ -20,7 +20,9 @@ pub struct Deadline(());
 /// Puts `name` under a time limit of so many seconds, from `now` in microseconds since boot.
 pub fn set(name: &'static Name, now: u64, seconds: u64) -> Deadline {
     NAME.store(ptr::from_ref(name).cast_mut(), Ordering::Relaxed);
-    DUE.store(now.saturating_add(seconds.saturating_mul(1_000_000)), Ordering::Release);
+    let due = now.div_ceil(1000).saturating_add(seconds.saturating_mul(1000));
+    // In 49 days, a limit that a word cannot hold.
+    DUE.store(usize::try_from(due).unwrap_or(NEVER), Ordering::Release);
     Deadline(())
 }
 
@@ -39,7 +41,7 @@ pub fn current() -> Option<(Name, u64)> {
     // SAFETY: the acquire load above saw a store that came after `NAME` was set, and `NAME` only ever holds
     // null or pointers made from `&'static Name`.
     let name = unsafe { NAME.load(Ordering::Relaxed).as_ref() }?;
-    Some((*name, due))
+    Some((*name, due as u64 * 1000))
 }
 
 mod tests {

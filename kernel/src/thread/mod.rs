@@ -15,10 +15,11 @@ mod wait;
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicUsize};
 
 use intrusive_collections::LinkedListAtomicLink;
 use mm::cpu::CpuId;
+use mm::sync::atomic::plain::Solo64;
 use mm::sync::held::HeldLocks;
 
 pub use idle::{IdleHooks, run as run_idle, set_hooks as set_idle_hooks};
@@ -89,8 +90,8 @@ pub struct Thread {
     /// What it waits for, and whether it is in that key's bucket. Changed with the bucket locked.
     wait_key: AtomicUsize,
     in_bucket: AtomicBool,
-    /// When its wait ends at the latest, in nanoseconds. Set before it joins the sleepers.
-    deadline: AtomicU64,
+    /// When its wait ends at the latest, in nanoseconds. Set before it joins the sleepers, and not while it is among them.
+    deadline: Solo64,
 }
 
 // SAFETY: `start` is written before the thread is shared and afterwards touched by the thread itself alone.
@@ -112,7 +113,7 @@ impl Thread {
             timer_link: LinkedListAtomicLink::new(),
             wait_key: AtomicUsize::new(0),
             in_bucket: AtomicBool::new(false),
-            deadline: AtomicU64::new(NEVER),
+            deadline: Solo64::new(NEVER),
         }
     }
 

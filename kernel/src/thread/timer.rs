@@ -4,7 +4,6 @@
 //! only its own CPU, which is serving the tick, could end it.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
 
 use arch_x86::{percpu, time};
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
@@ -29,7 +28,7 @@ pub(super) fn has_passed(deadline: u64) -> bool {
 
 /// Adds the running thread to the sleepers, unless `deadline` is [`NEVER`].
 pub(super) fn enter(thread: &Arc<Thread>, deadline: u64) {
-    thread.deadline.store(deadline, Ordering::Relaxed);
+    thread.deadline.set(deadline);
     if deadline != NEVER {
         SLEEPERS[percpu::cpu().index()].lock().push_back(Arc::clone(thread));
     }
@@ -37,7 +36,7 @@ pub(super) fn enter(thread: &Arc<Thread>, deadline: u64) {
 
 /// Takes the running thread out of the sleepers if the tick has not.
 pub(super) fn leave(thread: &Arc<Thread>) {
-    if thread.deadline.load(Ordering::Relaxed) == NEVER {
+    if thread.deadline.get() == NEVER {
         return;
     }
     let mut sleepers = SLEEPERS[percpu::cpu().index()].lock();
@@ -52,7 +51,7 @@ pub fn tick() {
     loop {
         let mut sleepers = SLEEPERS[percpu::cpu().index()].lock();
         let mut cursor = sleepers.front_mut();
-        while cursor.get().is_some_and(|thread| !has_passed(thread.deadline.load(Ordering::Relaxed))) {
+        while cursor.get().is_some_and(|thread| !has_passed(thread.deadline.get())) {
             cursor.move_next();
         }
         let due = cursor.remove();
