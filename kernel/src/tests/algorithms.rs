@@ -12,6 +12,7 @@ use mm::sync::test_and_set::TestAndSetLock;
 use mm::sync::ticket::{FifoLock, TicketLock};
 use mm::sync::{LockClass, RawLock};
 
+use super::support::PATIENCE_NANOS;
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::smp::online;
 use crate::workload::crew;
@@ -64,7 +65,6 @@ fn all_sleep_and_are_woken<L: RawLock>(t: &TestContext) -> TestResult {
 
 /// Waits until each of `cpus` has been seen asleep for a lock; whether that came.
 fn all_fall_asleep(mut cpus: CpuSet) -> bool {
-    const PATIENCE_NANOS: u64 = 10_000_000_000;
     let give_up = time::now_nanos().saturating_add(PATIENCE_NANOS);
     while !cpus.is_empty() && time::now_nanos() < give_up {
         for cpu in cpus.iter() {

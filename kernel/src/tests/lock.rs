@@ -16,7 +16,9 @@ use mm::sync::rwlock::MmapLock;
 use mm::sync::{LockClass, rcu};
 
 use super::race::held::{TableLock, await_halted};
-use super::support::{NoTicks, add, dawdle, map_anonymous, map_object, page, pages, read, stock_a_frame, write};
+use super::support::{
+    NoTicks, PATIENCE_NANOS, add, dawdle, map_anonymous, map_object, page, pages, read, stock_a_frame, write,
+};
 use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, Object, enter, memory, statistics};
 use crate::smp::online;
@@ -243,7 +245,6 @@ const TICKET_SHIFT: u32 = 20;
 
 /// The tickets of `cpus`, in their order, once all have halted with one; without those that do not come to it.
 fn tickets_of(cpus: CpuSet) -> Vec<u32> {
-    const PATIENCE_NANOS: u64 = 10_000_000_000;
     let give_up = time::now_nanos().saturating_add(PATIENCE_NANOS);
     let ticket = |cpu| X86.cpus().of(cpu).parking.waiting_for().filter(|wait| wait.asleep).and_then(|wait| wait.ticket);
     loop {

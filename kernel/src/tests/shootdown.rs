@@ -15,15 +15,12 @@ use mm::tlb::{self, TlbFlush};
 
 use super::race::come_and_go::{Scenario, needs_a_second_cpu, play};
 use super::race::held::{TableLock, await_waiting};
-use super::support::{TABLE, add, first_cpus, map_anonymous, pages, read, write};
+use super::support::{PATIENCE_NANOS, TABLE, add, first_cpus, map_anonymous, pages, read, write};
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::thread::{block_while, wake};
 use crate::workload::crew;
-
-/// How long a CPU is given to do what it is about to do.
-const PATIENCE_NANOS: u64 = 10_000_000_000;
 
 ktest! {
     /// Every CPU has cached how to reach a page when it is unmapped: from the return of `munmap` on no access succeeds,

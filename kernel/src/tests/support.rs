@@ -18,6 +18,9 @@ use crate::interrupt::{call_on, start_timer};
 use crate::memory::{Mapping, Mm, MmRef, ObjectRef, memory};
 use crate::smp::online;
 
+/// How long a CPU is given for what it does at once where it runs, in nanoseconds; host threads may not run for a while.
+pub const PATIENCE_NANOS: u64 = 10_000_000_000;
+
 /// Pages of a PTE table, and of all tables below a PMD table.
 pub const TABLE: u64 = 512;
 pub const PMD_TABLE: u64 = TABLE * TABLE;

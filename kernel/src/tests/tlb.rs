@@ -14,15 +14,12 @@ use mm::pgtable::Protection;
 use mm::stats::{Counter, StatsSnapshot};
 
 use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{TABLE, map_anonymous, pages, read, write};
+use super::support::{PATIENCE_NANOS, TABLE, map_anonymous, pages, read, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mapping, Mm, MmRef, enter, memory};
 use crate::smp::online;
 use crate::thread::{block_while, spawn_on, wake};
 use crate::workload::crew::{self, Member};
-
-/// How long a CPU is given to become lazy.
-const PATIENCE_NANOS: u64 = 10_000_000_000;
 
 /// Pages mapped: two tables' worth of addresses, with a page touched in each.
 const MAPPED: Range<u64> = 0..2 * TABLE;

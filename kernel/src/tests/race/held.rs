@@ -13,11 +13,8 @@ use mm::sync::rcu;
 
 use crate::harness::{Stop, TestContext, TestResult};
 use crate::memory::{Mm, MmRef, enter};
-use crate::tests::support::{first_cpus, page};
+use crate::tests::support::{PATIENCE_NANOS, first_cpus, page};
 use crate::workload::crew::{self, Member};
-
-/// How long the others are given to run into the lock.
-const PATIENCE_NANOS: u64 = 10_000_000_000;
 
 /// A page-table lock.
 #[derive(Clone, Copy)]
