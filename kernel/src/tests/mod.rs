@@ -11,6 +11,7 @@ mod helpers;
 mod highmem;
 mod injection;
 mod lock;
+mod pae;
 mod race;
 mod shootdown;
 mod storm;
