@@ -16,8 +16,9 @@
 //! leaving comes first, and the waiter sees the CPU busy; or the waiter's RMW comes first, and leaving acquires it and
 //! with it the unhooking. An even value the waiter saw was released after the CPU's last section.
 //!
-//! *Numbers come round* where words are small. A CPU that is not idle is asked for every number, so its own are of late. An
-//! idle one is asked for every [`REFRESH`]th, and reports what it has been asked for before it leaves idle.
+//! *Numbers come round* where words are small. A CPU that is waited for is asked for the number, so its own are of late. One that
+//! need not be waited for, since it is idle or the waiter itself, is asked for every [`REFRESH`]th, and reports what it has been
+//! asked for before it leaves idle or when it next reports.
 //!
 //! *Interrupts.* A handler reads the nesting count of the code it interrupted. Both run on one CPU, so program order is
 //! enough, and compiler fences keep the section between its two stores.
@@ -215,14 +216,10 @@ impl GracePeriod {
         // CPUs that have not started are idle. All are asked, not only those online: one that starts just now would be
         // missed otherwise.
         for (cpu, local) in machine.cpus().iter() {
-            if !remaining.contains(cpu) {
-                continue;
-            }
-            let idle = local.rcu.is_idle();
-            if idle {
+            if remaining.contains(cpu) && local.rcu.is_idle() {
                 remaining = remaining.without(cpu);
             }
-            if !idle || number.is_multiple_of(REFRESH) {
+            if remaining.contains(cpu) || number.is_multiple_of(REFRESH) {
                 // Release pairs with the Acquire in `report`.
                 raise(&local.rcu.requested, number, Ordering::Release);
             }

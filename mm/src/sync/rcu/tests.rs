@@ -183,6 +183,31 @@ fn an_idle_cpu_falls_behind_by_a_quarter_of_a_round_at_most() {
     }
 }
 
+/// A CPU that starts all grace periods is waited for by none. One that another CPU starts after more than half a round would else
+/// find that the first has reported it already, and end in the midst of its section.
+#[test]
+fn a_cpu_that_starts_all_grace_periods_falls_behind_by_a_quarter_of_a_round_at_most() {
+    for quarters in 1..=6_usize {
+        let sim = machine(2, 0, 1);
+        let machine = sim.handle();
+        let rcu = Rcu::new();
+        machine.run_cpu(READER, || {
+            for quarter in 1..=quarters {
+                rcu.newest.store(quarter.wrapping_mul(REFRESH).wrapping_sub(2), Ordering::Relaxed);
+                for _ in 0..4 {
+                    let _ = GracePeriod::start(&rcu, machine);
+                    quiescent(machine);
+                }
+            }
+            let section = read_lock(machine);
+            let mut grace_period = machine.run_cpu(WAITER, || GracePeriod::start(&rcu, machine));
+            assert!(!machine.run_cpu(WAITER, || grace_period.poll(machine)), "after {quarters} quarters");
+            drop(section);
+            assert!(machine.run_cpu(WAITER, || grace_period.poll(machine)));
+        });
+    }
+}
+
 #[test]
 #[cfg(debug_assertions)]
 #[should_panic(expected = "its own read section")]
