@@ -119,11 +119,14 @@ pub fn top() -> Pfn {
     active().top()
 }
 
-/// Writes the kernel's entries into a new top table. They never change afterwards.
+/// Writes the kernel's entries into a new top table. They never change afterwards, but for what an emulator's walker sets
+/// against the architecture (I39), and that is not copied.
 pub fn copy_kernel_half(to: &[Slot]) {
     let map = active();
     let first = Mode::index(Level::Pgd, VirtAddr(layout::KERNEL_HALF.start as u64));
-    map.top_entries().iter().zip(to).skip(first).for_each(|(from, to)| to.store(from.load()));
+    for (from, to) in map.top_entries().iter().zip(to).skip(first) {
+        to.store(Mode::to_hardware(Level::Pgd, Mode::from_hardware(Level::Pgd, from.load())));
+    }
 }
 
 /// The entry of a PTE table for the kernel's own data in `frame`.

@@ -171,6 +171,10 @@ ktest! {
         let mut spaces = alloc::vec::Vec::new();
         for _ in 0..40 {
             let mm = Mm::create(memory())?;
+            for slot in X86.map_small_top(mm.pgd()) {
+                let entry = slot.load();
+                ktest_assert!(entry.0 == entry.pfn().address() | 1, "{entry:?} in a table that nobody has loaded");
+            }
             // Entries of both kinds: from the start, and linked by a fault.
             come_and_go(&mm, pages(0, 1))?;
             map_anonymous(&mm, pages(0, 1))?;
