@@ -135,6 +135,14 @@ pub(crate) fn cpuid() -> CpuId<Instruction> {
     CpuId::with_cpuid_reader(Instruction)
 }
 
+/// First physical address that this CPU's page tables cannot name: bits from there on are reserved (Intel SDM vol. 3, 4.1.4).
+#[must_use]
+pub fn physical_end() -> u64 {
+    // Who does not tell has 36 bits, or 32 without page-size extensions, which every CPU of ours has.
+    let bits = cpuid().get_processor_capacity_feature_info().map_or(36, |info| info.physical_address_bits());
+    1 << bits.min(52)
+}
+
 /// Features of a 64-bit CPU that a 32-bit kernel cannot use, or has no use for.
 const LONG_MODE_ONLY: Features =
     Features::PCID.union(Features::INVPCID).union(Features::FSGSBASE).union(Features::GIGABYTE_PAGES);

@@ -6,6 +6,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use arch_x86::cpu;
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 
@@ -14,9 +15,6 @@ pub const MAX_REGIONS: usize = 128;
 
 /// Least usable memory, in bytes, with which the kernel comes up.
 const MIN_USABLE: u64 = 16 << 20;
-
-/// First address that no x86 CPU can address (Intel SDM vol. 3, 4.1.4: at most 52 bits).
-const PHYSICAL_END: u64 = 1 << 52;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -76,7 +74,7 @@ pub enum MemoryMapError {
         /// Its length.
         bytes: u64,
     },
-    /// A usable region lies where no CPU can reach it.
+    /// A usable region lies where this CPU cannot reach it.
     Unreachable(Region),
     /// A usable region overlaps another region.
     Overlap(Region, Region),
@@ -89,7 +87,9 @@ impl fmt::Display for MemoryMapError {
         match self {
             Self::TooManyRegions => write!(out, "the firmware's memory map has more than {MAX_REGIONS} regions"),
             Self::Wraps { start, bytes } => write!(out, "memory region at {start:#x} has an absurd length {bytes:#x}"),
-            Self::Unreachable(region) => write!(out, "usable memory at {:#x} is beyond 52 bits", region.start),
+            Self::Unreachable(region) => {
+                write!(out, "usable memory up to {:#x} is more than this CPU can address", region.end)
+            }
             Self::Overlap(one, other) => write!(
                 out,
                 "memory regions {:#x}..{:#x} ({:?}) and {:#x}..{:#x} ({:?}) overlap",
@@ -116,7 +116,7 @@ impl MemoryMap {
         for (start, bytes, kind) in firmware.filter(|(_, bytes, _)| *bytes > 0) {
             let end = start.checked_add(bytes).ok_or(MemoryMapError::Wraps { start, bytes })?;
             let region = whole_frames(Region { start, end, kind });
-            if region.kind == RegionKind::Usable && region.end > PHYSICAL_END {
+            if region.kind == RegionKind::Usable && region.end > cpu::physical_end() {
                 return Err(MemoryMapError::Unreachable(region));
             }
             if region.start < region.end {
