@@ -28,9 +28,9 @@ pub struct BootFrames {
 }
 
 impl BootFrames {
-    /// All usable memory above the first MiB, as far as `reach`.
+    /// All usable memory above the first MiB, as far as `reach`, and no further than the direct map will show it.
     pub fn new(memory: MemoryMap, reach: Pfn) -> Self {
-        Self { memory, next: LOW_END, reach }
+        Self { memory, next: LOW_END, reach: reach.min(layout::DIRECT_END) }
     }
 
     /// All of the direct map is mapped now.
@@ -41,6 +41,12 @@ impl BootFrames {
     /// The memory these frames come from.
     pub fn memory(&self) -> &MemoryMap {
         &self.memory
+    }
+
+    /// How many frames are left that the direct map shows.
+    pub fn left(&self) -> u64 {
+        let regions = self.memory.regions().iter().filter(|region| is_usable(region));
+        regions.map(|region| end(region).min(self.reach).0.saturating_sub(start(region).max(self.next).0)).sum()
     }
 
     /// Takes `count` consecutive frames for good, as far up as possible.
@@ -129,6 +135,7 @@ mod tests {
     use crate::boot::memory_map::{MemoryMap, RegionKind};
     use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
     use arch_x86::kernel_map::FrameSource;
+    use arch_x86::layout;
     use mm::config::PAGE_SIZE;
 
     const MIB: u64 = 1 << 20;
@@ -163,6 +170,21 @@ mod tests {
             ktest_assert_eq!(expected.next(), None);
             frames.lift_reach();
             ktest_assert_eq!(frames.take(), Some(at(6)));
+        }
+
+        /// What the loader maps and the direct map will not show is no place for the kernel's tables, not even while the loader's
+        /// are in use.
+        #[only("PAE")]
+        fn frames_end_with_the_direct_map(_t: &TestContext) {
+            let beyond = layout::DIRECT_END;
+            let low = (MIB, MIB, RegionKind::Usable);
+            let map = MemoryMap::new([low, (beyond.address(), 64 * MIB, RegionKind::Usable)].into_iter())?;
+            let mut frames = BootFrames::new(map, Pfn(beyond.0 + 256));
+            ktest_assert_eq!(frames.left(), 256);
+            while let Some(frame) = frames.take() {
+                ktest_assert!(frame < beyond, "{frame:?} is not in the direct map");
+            }
+            ktest_assert_eq!((frames.left(), frames.take_block(1)), (0, None));
         }
 
         /// A frame given back is given out again, also across a hole in the map.
