@@ -12,7 +12,7 @@ mod tests;
 mod uefi;
 
 use core::fmt;
-use core::slice;
+use core::ptr::NonNull;
 
 use arch_x86::cpu::{self, Features, MissingFeatures};
 use arch_x86::kernel_map::{self, KernelMap, MapError, Rights, WrongLevels};
@@ -182,9 +182,9 @@ fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
     let Handoff { kind, mut memory, rsdp, access, reach } = handoff;
     kernel_map::check_levels()?;
     let read = |address: u64, bytes: usize| -> Option<&[u8]> {
-        let end = address.checked_add(bytes as u64)?;
+        let bytes_at = mapped(access, reach, address, bytes)?;
         // SAFETY: the loader maps everything below `reach`. The firmware's tables are not written any more.
-        (end <= reach).then(|| unsafe { slice::from_raw_parts((access + address as usize) as *const u8, bytes) })
+        Some(unsafe { bytes_at.as_ref() })
     };
     let cpus = acpi::cpus(rsdp.ok_or(AcpiError::NoTables)?, &read)?;
     for region in memory.regions() {
@@ -211,6 +211,14 @@ fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
     frames.lift_reach();
     frames::install(frames);
     Ok((map, stack_top))
+}
+
+/// The bytes at physical address `address`, where the loader's tables map physical memory at `access` as far as `reach`; `None`
+/// beyond, and for what would be a null pointer.
+fn mapped(access: usize, reach: u64, address: u64, bytes: usize) -> Option<NonNull<[u8]>> {
+    let end = address.checked_add(bytes as u64)?;
+    let start = (end <= reach).then(|| (access + address as usize) as *mut u8)?;
+    Some(NonNull::slice_from_raw_parts(NonNull::new(start)?, bytes))
 }
 
 /// Builds the kernel's own tree.

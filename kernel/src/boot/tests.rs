@@ -4,7 +4,7 @@ use arch_x86::kernel_map::{self, Mapping};
 use arch_x86::layout::{self, KERNEL_HALF, StackSlot};
 use mm::address::VirtAddr;
 
-use super::{BOOT_STACK, image, info};
+use super::{BOOT_STACK, image, info, mapped};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 
 /// Looks at every mapping of the live tables; names the first that `wrong` picks, and how many there are.
@@ -23,6 +23,15 @@ fn no_mapping(complaint: &str, wrong: impl Fn(&Mapping) -> bool) -> TestResult {
 }
 
 ktest! {
+    /// A firmware's table may name any address: nothing is read at none, beyond what the loader maps, or past the end of all.
+    fn only_what_the_loader_maps_is_read(_t: &TestContext) {
+        const REACH: u64 = 1 << 20;
+        ktest_assert!(mapped(0, REACH, 0, 4).is_none());
+        ktest_assert!(mapped(0x1000, REACH, 0, 4).is_some_and(|bytes| bytes.cast::<u8>().addr().get() == 0x1000));
+        ktest_assert!(mapped(0, REACH, REACH - 4, 4).is_some() && mapped(0, REACH, REACH - 3, 4).is_none());
+        ktest_assert!(mapped(0, REACH, (1 << 32) + 0x1000, 4).is_none() && mapped(0, REACH, u64::MAX, 4).is_none());
+    }
+
     /// No page of the live kernel tables is both writable and executable.
     fn no_page_is_writable_and_executable(_t: &TestContext) {
         no_mapping("writable and executable", |mapping| mapping.writable && mapping.executable)?;
