@@ -71,7 +71,10 @@ pub fn take_over() -> Result<(), TakeOverError> {
     let memmap = describe_all(&mut boot)?;
     let frames = FrameAllocator::new(memmap);
     for region in boot.hand_over()?.regions().iter().filter(|region| region.kind == RegionKind::Usable) {
-        frames.add_free_range(X86, Pfn::containing(region.start), Pfn::containing(region.end))?;
+        let (start, end) = (Pfn::containing(region.start), Pfn::containing(region.end).min(memmap.end()));
+        if start < end {
+            frames.add_free_range(X86, start, end)?;
+        }
     }
     let memory = Memory::new(X86, frames)?;
     let total = memory.frames().total_frames(X86);
@@ -80,9 +83,14 @@ pub fn take_over() -> Result<(), TakeOverError> {
     Ok(())
 }
 
-/// A descriptor for every frame up to the end of RAM, holes included.
+/// A descriptor for every frame up to the end of RAM, holes included, as far as there is room for them.
 fn describe_all(boot: &mut BootFrames) -> Result<MemMap<Lock>, TakeOverError> {
-    let count = boot.memory().end().0 as usize;
+    let (end, limit) = (boot.memory().end(), describable(boot.left()));
+    if limit < end {
+        let (from, end) = (limit.address(), end.address());
+        log::warn!("memory from {from:#x} to {end:#x} stays unused: there is no room for its descriptors");
+    }
+    let count = end.min(limit).0 as usize;
     let bytes = count * size_of::<Page<Lock>>();
     let first = boot.take_block(bytes.div_ceil(PAGE_SIZE) as u64).ok_or(TakeOverError::NoRoomForMemMap)?;
     let pages = layout::direct(first) as *mut Page<Lock>;
@@ -93,4 +101,29 @@ fn describe_all(boot: &mut BootFrames) -> Result<MemMap<Lock>, TakeOverError> {
     // SAFETY: all of them were just initialised, and nobody else knows the block.
     let pages = unsafe { core::slice::from_raw_parts(pages, count) };
     Ok(MemMap::new(Pfn(0), pages))
+}
+
+/// The end of the frames that have a descriptor if `low` frames are left in the direct map, where descriptors lie: half of them
+/// are for what else has to lie there. That is always enough where all RAM is in the direct map.
+fn describable(low: u64) -> Pfn {
+    Pfn(low / 2 * (PAGE_SIZE / size_of::<Page<Lock>>()) as u64)
+}
+
+mod tests {
+    use super::{Lock, PAGE_SIZE, Page, Pfn, describable, layout};
+    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+
+    ktest! {
+        /// However much memory there is, descriptors leave half of the direct map, and can be counted in bytes; and memory that
+        /// is all in the direct map is all described.
+        fn descriptors_leave_room_in_the_direct_map(_t: &TestContext) {
+            for low in [0, 16 << 8, layout::DIRECT_END.0] {
+                let end = describable(low);
+                let bytes = end.0.checked_mul(size_of::<Page<Lock>>() as u64).ok_or("too many")?;
+                ktest_assert!(bytes <= low / 2 * PAGE_SIZE as u64 && usize::try_from(bytes).is_ok(), "{bytes} for {end:?}");
+                ktest_assert!(end >= Pfn(low), "{low} frames of low memory, {end:?}");
+            }
+            ktest_assert_eq!(describable(224 << 10), Pfn(7 << 20));
+        }
+    }
 }
