@@ -53,8 +53,10 @@ pub fn flush_page(address: usize) {
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) }
 }
 
-/// Drops every translation of the current context that is not global.
+/// Drops every translation of the current context that is not global. Interrupts are off: whoever interrupts may load another
+/// root.
 pub fn flush_local() {
+    debug_assert!(!interrupts::enabled(), "the root may change meanwhile");
     // SAFETY: the root does not change.
     reloading(root(), || unsafe { control::write_cr3(control::cr3()) });
 }

@@ -3,6 +3,7 @@
 use arch_x86::user_access::UserAddr;
 use mm::address::VirtAddr;
 use mm::fault::handle_mm_fault;
+use mm::tlb::check_latched;
 use mm::vma::Access;
 
 use super::user;
@@ -19,6 +20,11 @@ pub(super) fn handle(address: UserAddr, code: FaultCode) -> Result<(), Unresolve
     };
     user::with_current(|mm| {
         let mm = mm.ok_or(Unresolved)?;
-        handle_mm_fault(mm, VirtAddr(address.get() as u64), access).map(|_| ()).map_err(|_| Unresolved)
+        let outcome = handle_mm_fault(mm, VirtAddr(address.get() as u64), access);
+        // The program goes on; a CPU with an old copy of a top table's entry would be back here for ever (I38).
+        if let Err(index) = check_latched(mm) {
+            panic!("entry {index} of the top table is another than this CPU has loaded (I38)");
+        }
+        outcome.map(|_| ()).map_err(|_| Unresolved)
     })
 }

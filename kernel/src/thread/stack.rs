@@ -12,6 +12,7 @@ use arch_x86::kernel_map::{self, MapError};
 use arch_x86::layout::StackSlot;
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
+use mm::sync::rwlock::MmapLock;
 
 use crate::boot::frames;
 use crate::sync::{LockName, Spin};
@@ -24,6 +25,8 @@ const FIRST_THREAD_SLOT: u32 = FIRST_TRAP_SLOT * (1 + TrapStack::ALL.len() as u3
 /// Stacks for threads: some for the kernel, some for each CPU.
 const THREADS: u32 = 16;
 const THREADS_PER_CPU: u32 = 8;
+
+const _: () = assert!(StackSlot::COUNT as usize <= MmapLock::MAX_THREADS);
 
 /// Mapped stacks that no thread has. Its capacity is that of all of them, so giving one back allocates nothing.
 static FREE: Spin<Vec<StackSlot>> = Spin::new(&LockName("free stacks"), Vec::new());
