@@ -5,7 +5,7 @@ use std::fmt::Display;
 use super::accelerator::Virtualisation;
 use super::packages::{Package, System};
 use super::toolchain::{Need, Toolchains, choose, survey};
-use super::{find_program, missing_packages, ovmf, qemu};
+use super::{find_program, missing_packages, objdump, ovmf, qemu};
 use crate::build::Arch;
 use crate::workspace::Workspace;
 
@@ -62,6 +62,7 @@ pub fn examine(workspace: &Workspace) -> bool {
         Some(ovmf) => line("OVMF", ovmf.code.display()),
         None => line("OVMF", "MISSING"),
     }
+    line("objdump", objdump::find().map_or_else(|| "MISSING".to_owned(), |path| path.display().to_string()));
     let virtualisation = Virtualisation::detect();
     line("accelerator", format_args!("{} ({})", virtualisation.accelerator(), virtualisation.reason()));
     if missing.is_empty() {

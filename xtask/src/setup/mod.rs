@@ -5,6 +5,7 @@
 
 pub mod accelerator;
 pub mod doctor;
+pub mod objdump;
 pub mod ovmf;
 pub mod packages;
 pub mod qemu;
@@ -43,6 +44,7 @@ fn missing_packages() -> Vec<Package> {
         (Package::Toolchain, serves(Need::KernelTarget) && serves(Need::LibrarySource)),
         (Package::Qemu, Arch::ALL.iter().all(|&arch| qemu::find(arch).is_some())),
         (Package::Ovmf, ovmf::find().is_some()),
+        (Package::Binutils, objdump::find().is_some()),
     ];
     found.into_iter().filter(|(_, found)| !found).map(|(package, _)| package).collect()
 }

@@ -17,6 +17,8 @@ pub enum Package {
     Qemu,
     /// UEFI firmware for it.
     Ovmf,
+    /// The disassembler.
+    Binutils,
 }
 
 /// Who installs packages here.
@@ -141,6 +143,7 @@ fn names(manager: Manager, package: Package) -> &'static [&'static str] {
         (Package::Ovmf, Manager::Dnf | Manager::Pacman) => &["edk2-ovmf"],
         (Package::Ovmf, Manager::Zypper) => &["qemu-ovmf-x86_64"],
         (Package::Ovmf, Manager::Brew) => &["qemu"],
+        (Package::Binutils, _) => &["binutils"],
     }
 }
 

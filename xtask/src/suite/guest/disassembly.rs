@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Complaint, GuestTest};
+use crate::setup::objdump;
 use crate::symbolise::rustc_name;
 
 /// Only PAE has entries wider than its words.
@@ -20,8 +21,9 @@ const SHOWN: usize = 20;
 const FEWEST_FUNCTIONS: usize = 100;
 
 fn look(kernel: &Path) -> Result<(), Complaint> {
-    let output = Command::new("objdump").args(["-d", "--no-show-raw-insn"]).arg(kernel).output();
-    let output = output.map_err(|error| vec![format!("objdump (of binutils) does not start: {error}")])?;
+    let objdump = objdump::require().map_err(|missing| vec![missing.to_string()])?;
+    let output = Command::new(&objdump).args(["-d", "--no-show-raw-insn"]).arg(kernel).output();
+    let output = output.map_err(|error| vec![format!("{} does not start: {error}", objdump.display())])?;
     if !output.status.success() {
         return Err(vec![String::from_utf8_lossy(&output.stderr).into_owned()]);
     }
