@@ -155,12 +155,14 @@ impl Variant {
         self.lock_features().into_iter().chain(five_levels).collect()
     }
 
-    /// What to type to get its locks.
+    /// What to type to get it.
     pub fn options(self) -> String {
+        let arch = format!(" --arch {}", self.arch.word());
         let locks = if self.locks == Locks::Split { String::new() } else { format!(" --config {}", self.locks.word()) };
         let debug_locks = if self.debug_locks { " --debug-locks" } else { "" };
-        let arch = if self.arch == Arch::X86_64 { String::new() } else { format!(" --arch {}", self.arch.word()) };
-        arch + &locks + debug_locks + if self.levels == Levels::Five { " --levels 5" } else { "" }
+        let levels = if self.levels == Levels::Five { " --levels 5" } else { "" };
+        let profile = if self.profile == Profile::Debug { " --debug" } else { "" };
+        arch + &locks + debug_locks + levels + profile
     }
 
     /// Its locks, as the kernel names them in `@boot`, and in reports.

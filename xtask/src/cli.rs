@@ -90,7 +90,7 @@ pub struct Guest {
 /// How the kernel is built.
 #[derive(Args, Clone)]
 pub struct Variant {
-    /// The processor it is for; x86_64 if none is named.
+    /// The processor it is for. If none is named, test takes both, and all else x86_64.
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
     /// Optimised (the default).

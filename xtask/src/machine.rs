@@ -59,11 +59,9 @@ pub struct Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.arch != Arch::X86_64 {
-            write!(f, "{}, ", self.arch.word())?;
-        }
         let plural = if self.cpus == 1 { "" } else { "s" };
-        write!(f, "{} CPU{plural}, {} MiB, {}", self.cpus, self.memory_mib, self.accelerator)?;
+        let Self { arch, cpus, memory_mib, accelerator, .. } = self;
+        write!(f, "{}, {cpus} CPU{plural}, {memory_mib} MiB, {accelerator}", arch.word())?;
         match self.clock {
             Clock::Host => Ok(()),
             Clock::Instructions { shift } => write!(f, ", deterministic {shift}"),

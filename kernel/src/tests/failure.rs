@@ -109,7 +109,7 @@ ktest! {
         let mut expected = alloc::vec![Site::Frame; MADE_UPPER as usize];
         // The first lock that needs memory of its own finds an empty cache.
         let first_lock = || [Site::PtlLock].into_iter().chain(ALLOC_SPLIT_PTLOCKS.then_some(Site::Frame));
-        if USE_SPLIT_PMD_PTLOCKS && MADE_UPPER > 0 {
+        if USE_SPLIT_PMD_PTLOCKS && MADE_UPPER != 0 {
             expected.extend(first_lock());
         }
         expected.push(Site::Frame);

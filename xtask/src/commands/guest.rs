@@ -38,7 +38,7 @@ pub fn variant(options: &cli::Variant) -> Result<Variant> {
 pub fn machine(options: &Guest, arch: Arch) -> Result<Machine> {
     let memory_mib = match (arch, options.mem) {
         (Arch::I686Pae, Some(mib)) if mib > MOST_PAE_MEMORY_MIB => {
-            bail!("--mem: i686-pae takes at most {}G", MOST_PAE_MEMORY_MIB / 1024)
+            bail!("--mem: i686-pae takes at most {}G; --arch x86_64 takes more", MOST_PAE_MEMORY_MIB / 1024)
         }
         (_, Some(mib)) => mib,
         (Arch::X86_64, None) => USUAL_MEMORY_MIB,

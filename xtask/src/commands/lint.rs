@@ -16,8 +16,6 @@ use crate::workspace::Workspace;
 const KERNEL_CRATES: [&str; 3] = ["kernel", "arch-x86", "mm"];
 /// Their folders.
 const KERNEL_FOLDERS: [&str; 3] = ["kernel/src/", "arch/x86/src/", "mm/src/"];
-/// Processors they are linted for.
-const ARCHES: [Arch; 1] = [Arch::X86_64];
 /// A lint that every function with a value trips over; nobody wants to follow it.
 const PROBE_LINT: &str = "clippy::implicit_return";
 
@@ -31,7 +29,7 @@ pub fn clippy(workspace: &Workspace) -> Result<bool> {
     host.current_dir(workspace.root()).args(["clippy", "--keep-going", "--all-targets", "--", "-Dwarnings"]);
     clean &= host.status().context("cannot start cargo clippy")?.success();
 
-    for arch in ARCHES {
+    for arch in Arch::ALL {
         println!("clippy: kernel crates, {}", arch.word());
         let mut kernel = kernel_clippy(workspace, arch, &mut toolchains)?;
         clean &= kernel.args(["--", "-Dwarnings"]).status().context("cannot start the kernel's clippy")?.success();

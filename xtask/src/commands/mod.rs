@@ -6,6 +6,7 @@ mod guest;
 mod lint;
 mod log;
 mod run;
+mod setups;
 mod test;
 
 use std::path::Path;

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use super::guest;
-use crate::build::{Arch, Builder, Levels, Locks, Variant};
+use super::setups::{self, Setup};
+use crate::build::{Arch, Builder, Locks, Variant};
 use crate::cli::{self, Guest, Half};
 use crate::interrupt;
 use crate::machine::{Clock, MAX_SHIFT, Machine, Task};
 use crate::postmortem;
 use crate::results;
 use crate::runner::{Medium, Run};
-use crate::setup::qemu;
+use crate::setup::{objdump, qemu};
 use crate::suite::coverage::{self, Ran};
 use crate::suite::guest::{self as guest_tests, Stage};
 use crate::suite::host::HostTests;
@@ -25,7 +26,7 @@ use crate::workspace::Workspace;
 
 /// Runs the tests; whether all passed.
 pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
-    let setups = setups(options)?;
+    let setups = setups::of(options)?;
     let clock = setups[0].machine.clock;
     let rounds = rounds(options, clock);
     // Options that say how often or under which clock the kernel runs mean nothing to the host's half.
@@ -33,35 +34,41 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
         options.repeat.is_some() || options.schedules.is_some() || clock != Clock::Host || options.guest.gdb;
     let host = options.only.map_or(!kernel_alone, |half| half == Half::Host);
     let guest = options.only != Some(Half::Host);
+    // Whether xtask sees what a kernel does is asked of those we built, each processor's first.
+    let from_outside = !kernel_alone && options.guest.kernel.is_none();
     if guest {
         // Found or installed before anything long begins.
-        setups.iter().try_for_each(|setup| qemu::require(setup.variant.arch).map(|_| ()))?;
+        setups.iter().try_for_each(|setup| require(setup.variant.arch, from_outside))?;
     }
 
     let filter = options.filter.as_deref().unwrap_or_default();
     let mut builder = Builder::new(workspace);
     let mut progress = Progress::new();
-    let variants = host_variants(options, &setups[0]);
-    if host && let Err(error) = HostTests::new(workspace, filter, &variants).run(builder.toolchains(), &mut progress) {
-        progress.ended(broken("host", &error.to_string()));
+    let variants = setups::of_host(options, setups[0].variant);
+    if host {
+        progress.part(HOST);
+        if let Err(error) = HostTests::new(workspace, filter, &variants).run(builder.toolchains(), &mut progress) {
+            progress.ended(broken("host", &error.to_string()));
+        }
     }
     let mut no_match = false;
     for (number, setup) in setups.iter().enumerate().filter(|_| guest) {
         if interrupt::requested() {
             break;
         }
+        progress.part(&setup.label);
         let emulator = &qemu::require(setup.variant.arch)?;
         let kernel = match kernel_of(&mut builder, &options.guest, setup.variant) {
             Ok(kernel) => kernel,
             Err(error) => {
-                progress.ended(broken("kernel", &error.to_string()));
+                progress.ended(broken(&format!("kernel ({})", setup.label), &error.to_string()));
                 continue;
             }
         };
         let half = KernelHalf { workspace, emulator, kernel: &kernel, options, filter, setup };
         no_match |= half.run(&rounds, &mut progress)?;
-        // Whether xtask sees what a kernel does is asked once, of a kernel we built.
-        if number == 0 && !kernel_alone && options.guest.kernel.is_none() {
+        let is_first = setups[..number].iter().all(|other| other.variant.arch != setup.variant.arch);
+        if is_first && from_outside {
             let Setup { variant, machine, .. } = *setup;
             let kernel = kernel.as_path();
             let mut stage = Stage { workspace, emulator, kernel, variant, machine, builder: &mut builder };
@@ -72,93 +79,30 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
         bail!("interrupted");
     }
     // A filter or one processor leaves out what is cited; a kernel that was given may be any.
-    let whole = options.guest.variant.arch.is_none_or(|arch| ARCHES == [arch]);
+    let whole = setups::arches(&options.guest) == Arch::ALL;
     if filter.is_empty() && options.guest.kernel.is_none() && whole {
-        let ran = Ran { host, kernel: guest, all_cpus: options.guest.smp >= CITED_CPUS };
-        check_coverage(workspace, ran, &mut progress);
+        progress.part(HOST);
+        let usual = options.guest.smp >= CITED_CPUS && options.guest.mem.is_none();
+        check_coverage(workspace, Ran { host, kernel: guest, usual }, &mut progress);
     }
     if progress.tally().cases().is_empty() && (no_match || !guest) {
         bail!("no test has a name with {filter:?} in it; cargo xtask list names them");
-    }
-    if setups.len() > 1 {
-        for (build, tally) in by_build(progress.tally().cases(), &setups) {
-            progress.note(&format!("{build}: {tally}"));
-        }
     }
     let tally = progress.close();
     save(options, &tally)?;
     Ok(tally.passed())
 }
 
-/// A kernel and a machine its tests run on.
-struct Setup {
-    variant: Variant,
-    machine: Machine,
-    /// What sets it apart from the usual ones; nothing if it is usual.
-    label: String,
-}
+/// What the closing lines call the host's half.
+const HOST: &str = "host";
 
-/// CPUs on which the usual build is shown.
-const SIZES: [u32; 4] = [1, 2, 4, 8];
-
-/// Processors whose kernels are tested when none is named.
-const ARCHES: [Arch; 1] = [Arch::X86_64];
-
-/// What the kernel's tests run on, the usual ones first.
-fn setups(options: &cli::Test) -> Result<Vec<Setup>> {
-    let named = options.guest.variant.arch;
-    let mut setups = Vec::new();
-    for arch in named.map_or(ARCHES.to_vec(), |arch| vec![arch]) {
-        let chosen = guest::variant(&cli::Variant { arch: Some(arch), ..options.guest.variant.clone() })?;
-        let machine = guest::machine(&options.guest, arch)?;
-        if !options.all_configs {
-            setups.push(Setup { variant: chosen, machine, label: label(chosen, None) });
-            continue;
-        }
-        let variants = Variant::all(arch, chosen.profile);
-        setups.extend(variants.map(|variant| Setup { variant, machine, label: label(variant, None) }));
-        let sizes = SIZES.into_iter().filter(|cpus| *cpus != machine.cpus);
-        setups.extend(sizes.map(|cpus| Setup {
-            variant: chosen,
-            machine: Machine { cpus, ..machine },
-            label: label(chosen, Some(cpus)),
-        }));
+/// Finds or installs what the tests of a kernel for `arch` take, those of it `from_outside` if they run.
+fn require(arch: Arch, from_outside: bool) -> Result<()> {
+    qemu::require(arch)?;
+    if arch == Arch::I686Pae && from_outside {
+        objdump::require()?;
     }
-    Ok(setups)
-}
-
-/// What sets a build, and a machine with so many CPUs, apart from the usual ones.
-fn label(variant: Variant, cpus: Option<u32>) -> String {
-    let arch = (variant.arch != Arch::X86_64).then(|| variant.arch.word().to_owned());
-    let locks = (!variant.has_usual_locks()).then(|| variant.name());
-    let levels = (variant.levels == Levels::Five).then(|| "5 levels".to_owned());
-    let parts = [arch, locks, levels, cpus.map(|cpus| format!("{cpus} CPUs"))];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
-}
-
-/// Builds of `mm` besides the usual one whose tests run on the host.
-fn host_variants(options: &cli::Test, setup: &Setup) -> Vec<Variant> {
-    let chosen = setup.variant;
-    let others = Variant::all(chosen.arch, chosen.profile).filter(|variant| !variant.has_usual_locks());
-    if options.all_configs {
-        return others.collect();
-    }
-    // One lock by two names is where the usual build cannot go wrong.
-    others.filter(|variant| *variant == chosen || (variant.locks == Locks::Single && !variant.debug_locks)).collect()
-}
-
-/// The results of each build and size of machine, the usual ones first.
-fn by_build(cases: &[Case], setups: &[Setup]) -> Vec<(String, Tally)> {
-    let build_of = |case: &Case| {
-        let inside = case.suite.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
-        setups.iter().position(|setup| inside.is_some_and(|(label, _)| label == setup.label)).unwrap_or(0)
-    };
-    let mut tallies: Vec<Tally> = setups.iter().map(|_| Tally::default()).collect();
-    for case in cases {
-        tallies[build_of(case)].add(case.clone());
-    }
-    let name = |setup: &Setup| if setup.label.is_empty() { setup.variant.name() } else { setup.label.clone() };
-    setups.iter().map(name).zip(tallies).collect()
+    Ok(())
 }
 
 /// CPUs the tests that the documentation cites are written for.
@@ -222,11 +166,8 @@ impl KernelHalf<'_> {
             let machine = Machine { clock: round.clock, ..self.setup.machine };
             let of =
                 if rounds.len() > 1 { format!(", round {} of {}", number + 1, rounds.len()) } else { String::new() };
-            progress.section(&format!(
-                "kernel tests on {machine}, {} locks, seed {}{of}",
-                self.setup.variant.name(),
-                round.seed
-            ));
+            let locks = self.setup.variant.name();
+            progress.section(&format!("kernel tests on {machine}, {locks} locks, seed {}{of}", round.seed));
             let task = Task::Test { filter: self.filter.to_owned() };
             let medium = Medium::Pvh(self.kernel.to_path_buf());
             let plan = guest::plan(&self.options.guest, machine, medium, task, round.seed);
@@ -267,36 +208,28 @@ impl KernelHalf<'_> {
     }
 }
 
-/// Names the tests, those of the host first.
+/// Names the tests, those of the host first. A test in both kernels is named once.
 pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Result<bool> {
     let filter = filter.unwrap_or_default();
-    let variant = guest::variant(&options.variant)?;
-    let machine = guest::machine(options, variant.arch)?;
-    let emulator = qemu::require(variant.arch)?;
-    let mut lines: Vec<String> = Vec::new();
-    let single = Variant { locks: Locks::Single, debug_locks: false, ..variant };
-    for (suite, name) in HostTests::new(workspace, filter, &[single]).list()? {
-        lines.push(format!("{suite} {name}"));
-    }
-    let kernel = kernel_of(&mut Builder::new(workspace), options, variant)?;
-    let task = Task::List { filter: filter.to_owned() };
-    let plan = guest::plan(options, machine, Medium::Pvh(kernel.clone()), task, options.seed);
-    let run = kernel::list(workspace, &emulator, &plan)?;
-    match run.verdict {
-        Verdict::Passed => {
-            let names = run.ended.transcript.listed.iter();
-            lines.extend(names.map(|(name, about)| format!("kernel {name}    {about}").trim_end().to_owned()));
-        }
-        // No kernel test has such a name.
-        Verdict::BadCommandLine if !filter.is_empty() => {}
-        _ => {
-            let symbols = Symbols::load(&kernel, workspace.root());
-            postmortem::report(&run, &symbols).iter().for_each(|line| eprintln!("{line}"));
+    let mut builder = Builder::new(workspace);
+    let single = Variant { locks: Locks::Single, debug_locks: false, ..guest::variant(&options.variant)? };
+    let of_host = HostTests::new(workspace, filter, &[single]).list()?;
+    let mut lines: Vec<String> = of_host.into_iter().map(|(suite, name)| format!("{suite} {name}")).collect();
+    let (mut in_kernel, mut of_xtask) = (Vec::new(), Vec::new());
+    for arch in setups::arches(options) {
+        let variant = guest::variant(&cli::Variant { arch: Some(arch), ..options.variant.clone() })?;
+        let Some(names) = kernel_names(workspace, &mut builder, options, variant, filter)? else {
             return Ok(false);
+        };
+        in_kernel.extend(names);
+        let tests = guest_tests::of(arch).filter(|test| test.name.contains(filter));
+        of_xtask.extend(tests.map(|test| format!("guest {}    {}", test.name, test.about)));
+    }
+    for line in in_kernel.into_iter().chain(of_xtask) {
+        if !lines.contains(&line) {
+            lines.push(line);
         }
     }
-    let of_xtask = guest_tests::of(variant.arch).filter(|test| test.name.contains(filter));
-    lines.extend(of_xtask.map(|test| format!("guest {}    {}", test.name, test.about)));
     if coverage::NAME.contains(filter) {
         lines.push(format!("{} {}    the tables of {}", coverage::SUITE, coverage::NAME, coverage::DOCUMENT));
     }
@@ -305,6 +238,33 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
     }
     lines.iter().for_each(|line| println!("{line}"));
     Ok(true)
+}
+
+/// The tests that a kernel says it has; `None`, and why on the terminal, if it says nothing.
+fn kernel_names(
+    workspace: &Workspace,
+    builder: &mut Builder<'_>,
+    options: &Guest,
+    variant: Variant,
+    filter: &str,
+) -> Result<Option<Vec<String>>> {
+    let machine = guest::machine(options, variant.arch)?;
+    let emulator = qemu::require(variant.arch)?;
+    let kernel = kernel_of(builder, options, variant)?;
+    let task = Task::List { filter: filter.to_owned() };
+    let plan = guest::plan(options, machine, Medium::Pvh(kernel.clone()), task, options.seed);
+    let run = kernel::list(workspace, &emulator, &plan)?;
+    let name = |(name, about): &(String, String)| format!("kernel {name}    {about}").trim_end().to_owned();
+    match run.verdict {
+        Verdict::Passed => Ok(Some(run.ended.transcript.listed.iter().map(name).collect())),
+        // No kernel test has such a name.
+        Verdict::BadCommandLine if !filter.is_empty() => Ok(Some(Vec::new())),
+        _ => {
+            let symbols = Symbols::load(&kernel, workspace.root());
+            postmortem::report(&run, &symbols).iter().for_each(|line| eprintln!("{line}"));
+            Ok(None)
+        }
+    }
 }
 
 /// The kernel to test: given, or built.

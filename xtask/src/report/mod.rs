@@ -191,7 +191,7 @@ mod tests {
             r#"@oracle {"name":"increments","ok":true,"detail":"16 of 16"}"#,
         ]);
         for part in [
-            "storm on 2 CPUs",
+            "storm on x86_64, 2 CPUs",
             "split locks, seed 9",
             "300,000",
             "0.25 %",

@@ -222,8 +222,8 @@ pub fn run(stage: &mut Stage<'_, '_>, filter: &str, progress: &mut Progress) {
     if chosen.is_empty() {
         return;
     }
-    let suite = if arch == Arch::X86_64 { SUITE.to_owned() } else { format!("{SUITE} ({})", arch.word()) };
-    progress.section("the kernel from outside");
+    let suite = format!("{SUITE} ({})", arch.word());
+    progress.section(&format!("the kernel from outside, {}", arch.word()));
     for test in chosen {
         if interrupt::requested() {
             return;

@@ -54,20 +54,17 @@ pub enum Round {
     NoMatch,
 }
 
-/// Runs the kernel's tests once; `build` is what sets this kernel and machine apart from the usual ones, or nothing.
+/// Runs the kernel's tests once; `label` is what this kernel and machine are called.
 pub fn run(
     workspace: &Workspace,
     qemu: &Path,
     plan: &Plan,
     kernel: &Path,
-    build: &str,
+    label: &str,
     progress: &mut Progress,
 ) -> Result<Round, RunError> {
     let filtered = matches!(&plan.task, Task::Test { filter } if !filter.is_empty());
-    let mut suite = SUITE.to_owned();
-    if !build.is_empty() {
-        suite += &format!(" ({build})");
-    }
+    let mut suite = format!("{SUITE} ({label})");
     if let Clock::Instructions { shift } = plan.machine.clock {
         suite += &format!(" [shift {shift} seed {}]", plan.seed);
     }

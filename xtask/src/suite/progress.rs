@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use super::tally::{Case, Outcome, Tally};
+use super::tally::{Case, Counts, Outcome, Tally};
 
 /// How often the line of what runs now is drawn.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -11,6 +11,10 @@ const REDRAW: Duration = Duration::from_millis(200);
 /// Writes results and counts them.
 pub struct Progress {
     tally: Tally,
+    /// Parts whose results are counted by themselves, too.
+    parts: Vec<(String, Counts)>,
+    /// Which of them is under way.
+    part: usize,
     terminal: bool,
     colour: bool,
     running: Option<(String, Instant)>,
@@ -25,6 +29,8 @@ impl Progress {
         let terminal = io::stdout().is_terminal() && std::env::var_os("CI").is_none();
         Self {
             tally: Tally::default(),
+            parts: Vec::new(),
+            part: 0,
             terminal,
             colour: terminal && std::env::var_os("NO_COLOR").is_none(),
             running: None,
@@ -34,7 +40,16 @@ impl Progress {
         }
     }
 
-    /// Opens a part of the list.
+    /// From here on results count as those of `name`, too.
+    pub fn part(&mut self, name: &str) {
+        let known = self.parts.iter().position(|(part, _)| part == name);
+        self.part = known.unwrap_or_else(|| {
+            self.parts.push((name.to_owned(), Counts::default()));
+            self.parts.len() - 1
+        });
+    }
+
+    /// Opens a section of the list.
     pub fn section(&mut self, text: &str) {
         self.clear();
         println!("{:>12} {text}", "----");
@@ -93,10 +108,13 @@ impl Progress {
             Outcome::Skipped => case.detail.iter().take(1).for_each(|line| println!("{:>16}{line}", "")),
             Outcome::Passed | Outcome::NotRun => {}
         }
+        if let Some((_, counts)) = self.parts.get_mut(self.part) {
+            counts.add(case.outcome);
+        }
         self.tally.add(case);
     }
 
-    /// Repeats the failures, so that nobody has to scroll for them, and closes with the sum.
+    /// Repeats the failures, so that nobody has to scroll for them, and closes with the counts of each part and their sum.
     pub fn close(self) -> Tally {
         self.clear();
         let bad = |case: &&Case| case.outcome == Outcome::Failed;
@@ -108,8 +126,17 @@ impl Progress {
                 println!("{word} {} {}", case.suite, case.name);
             }
         }
+        self.counts().iter().for_each(|line| println!("{line}"));
         println!("{}", self.tally);
         self.tally
+    }
+
+    /// A line for each part, if there are several.
+    fn counts(&self) -> Vec<String> {
+        let names = self.parts.iter().map(|(name, _)| name.len());
+        let width = names.fold(12, usize::max);
+        let lines = self.parts.iter().map(|(name, counts)| format!("{name:>width$} {counts}"));
+        if self.parts.len() > 1 { lines.collect() } else { Vec::new() }
     }
 
     /// The sum so far.
@@ -125,5 +152,31 @@ impl Progress {
 
     fn paint(&self, text: &str, colour: u8) -> String {
         if self.colour { format!("\x1b[1;{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(outcome: Outcome) -> Case {
+        Case { suite: "s".to_owned(), name: "n".to_owned(), outcome, duration: None, detail: Vec::new() }
+    }
+
+    #[test]
+    fn each_part_has_its_count_and_all_count_together() {
+        let mut progress = Progress::new();
+        progress.part("host");
+        progress.ended(case(Outcome::Passed));
+        assert_eq!(progress.counts(), Vec::<String>::new(), "one part is the whole");
+        progress.part("i686-pae");
+        progress.ended(case(Outcome::Skipped));
+        progress.part("host");
+        progress.ended(case(Outcome::Failed));
+        assert_eq!(
+            progress.counts(),
+            ["        host 1 passed, 1 failed", "    i686-pae 0 passed, 0 failed, 1 skipped"]
+        );
+        assert_eq!(progress.close().to_string(), "1 passed, 1 failed, 1 skipped");
     }
 }

@@ -42,15 +42,46 @@ fn seconds<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> 
     }
 }
 
+/// How many cases ended how.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts([usize; 4]);
+
+impl Counts {
+    /// Counts one.
+    pub fn add(&mut self, outcome: Outcome) {
+        self.0[outcome as usize] += 1;
+    }
+
+    /// How many ended so.
+    pub fn of(&self, outcome: Outcome) -> usize {
+        self.0[outcome as usize]
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.of(Outcome::Passed), self.of(Outcome::Failed))?;
+        for (outcome, word) in [(Outcome::Skipped, "skipped"), (Outcome::NotRun, "not run")] {
+            match self.of(outcome) {
+                0 => {}
+                count => write!(f, ", {count} {word}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// All cases so far.
 #[derive(Debug, Default)]
 pub struct Tally {
     cases: Vec<Case>,
+    counts: Counts,
 }
 
 impl Tally {
     /// Adds one.
     pub fn add(&mut self, case: Case) {
+        self.counts.add(case.outcome);
         self.cases.push(case);
     }
 
@@ -61,7 +92,7 @@ impl Tally {
 
     /// How many ended so.
     pub fn count(&self, outcome: Outcome) -> usize {
-        self.cases.iter().filter(|case| case.outcome == outcome).count()
+        self.counts.of(outcome)
     }
 
     /// Whether there is something, and nothing of it is bad.
@@ -73,14 +104,7 @@ impl Tally {
 /// The closing line.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed", self.count(Outcome::Passed), self.count(Outcome::Failed))?;
-        for (outcome, word) in [(Outcome::Skipped, "skipped"), (Outcome::NotRun, "not run")] {
-            match self.count(outcome) {
-                0 => {}
-                count => write!(f, ", {count} {word}")?,
-            }
-        }
-        Ok(())
+        self.counts.fmt(f)
     }
 }
 

@@ -37,7 +37,15 @@ fn algorithms_stand_side_by_side_with_their_ratios_and_the_machine() {
     let outcome = bench(&fake, &words);
     assert_eq!(outcome.status, Some(0), "{outcome:#?}");
     // Medians of the rates, the longest of the waits.
-    outcome.shows(&["locks on 2 CPUs, 512 MiB, tcg, seed 7", "4,200", "1,050", "0.25", "5.0 µs", "2.50", "turns/s"]);
+    outcome.shows(&[
+        "locks on x86_64, 2 CPUs, 512 MiB, tcg, seed 7",
+        "4,200",
+        "1,050",
+        "0.25",
+        "5.0 µs",
+        "2.50",
+        "turns/s",
+    ]);
     let read: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).expect("a file")).expect("JSON");
     assert_eq!(read[0]["bench"], "locks");
     assert_eq!(read[0]["seed"], 7);

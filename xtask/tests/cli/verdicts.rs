@@ -33,7 +33,7 @@ fn all_passed() {
     let outcome = Bench::new(TWO_PASS, "exit 33").test(&[]);
     assert_eq!(outcome.status, Some(0), "{outcome:#?}");
     assert_eq!(outcome.last_line(), "1 passed, 0 failed, 1 skipped");
-    outcome.shows(&["PASS", "kernel first", "SKIP", "no PCID here", "seed 1"]);
+    outcome.shows(&["PASS", "kernel (x86_64) first", "SKIP", "no PCID here", "seed 1"]);
 }
 
 #[test]
@@ -47,7 +47,12 @@ not ok 1 first
     let outcome = Bench::new(serial, "exit 35").test(&[]);
     assert_eq!(outcome.status, Some(1));
     assert_eq!(outcome.last_line(), "0 passed, 1 failed");
-    outcome.shows(&["FAIL", "expected 3 frames, found 2", "to repeat: cargo xtask test"]);
+    outcome.shows(&[
+        "FAIL",
+        "expected 3 frames, found 2",
+        "to repeat: cargo xtask test --only kernel --seed 1",
+        "--arch x86_64",
+    ]);
 }
 
 #[test]
