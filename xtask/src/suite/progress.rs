@@ -8,13 +8,20 @@ use super::tally::{Case, Counts, Outcome, Tally};
 /// How often the line of what runs now is drawn.
 const REDRAW: Duration = Duration::from_millis(200);
 
+/// A part of the tests.
+struct Part {
+    name: String,
+    counts: Counts,
+    spent: Duration,
+}
+
 /// Writes results and counts them.
 pub struct Progress {
     tally: Tally,
     /// Parts whose results are counted by themselves, too.
-    parts: Vec<(String, Counts)>,
-    /// Which of them is under way.
-    part: usize,
+    parts: Vec<Part>,
+    /// Which of them is under way, and since when.
+    part: (usize, Instant),
     terminal: bool,
     colour: bool,
     running: Option<(String, Instant)>,
@@ -30,7 +37,7 @@ impl Progress {
         Self {
             tally: Tally::default(),
             parts: Vec::new(),
-            part: 0,
+            part: (0, Instant::now()),
             terminal,
             colour: terminal && std::env::var_os("NO_COLOR").is_none(),
             running: None,
@@ -42,11 +49,21 @@ impl Progress {
 
     /// From here on results count as those of `name`, too.
     pub fn part(&mut self, name: &str) {
-        let known = self.parts.iter().position(|(part, _)| part == name);
-        self.part = known.unwrap_or_else(|| {
-            self.parts.push((name.to_owned(), Counts::default()));
+        self.pause();
+        let known = self.parts.iter().position(|part| part.name == name);
+        self.part.0 = known.unwrap_or_else(|| {
+            self.parts.push(Part { name: name.to_owned(), counts: Counts::default(), spent: Duration::ZERO });
             self.parts.len() - 1
         });
+    }
+
+    /// Counts the time since the last call for the part that is under way.
+    fn pause(&mut self) {
+        let (number, since) = self.part;
+        self.part.1 = Instant::now();
+        if let Some(part) = self.parts.get_mut(number) {
+            part.spent += since.elapsed();
+        }
     }
 
     /// Opens a section of the list.
@@ -108,15 +125,16 @@ impl Progress {
             Outcome::Skipped => case.detail.iter().take(1).for_each(|line| println!("{:>16}{line}", "")),
             Outcome::Passed | Outcome::NotRun => {}
         }
-        if let Some((_, counts)) = self.parts.get_mut(self.part) {
-            counts.add(case.outcome);
+        if let Some(part) = self.parts.get_mut(self.part.0) {
+            part.counts.add(case.outcome);
         }
         self.tally.add(case);
     }
 
-    /// Repeats the failures, so that nobody has to scroll for them, and closes with the counts of each part and their sum.
-    pub fn close(self) -> Tally {
+    /// Repeats the failures, so that nobody has to scroll for them, and closes with each part's counts and the sum.
+    pub fn close(mut self) -> Tally {
         self.clear();
+        self.pause();
         let bad = |case: &&Case| case.outcome == Outcome::Failed;
         let failures: Vec<_> = self.tally.cases().iter().filter(bad).collect();
         if !failures.is_empty() {
@@ -133,10 +151,9 @@ impl Progress {
 
     /// A line for each part, if there are several.
     fn counts(&self) -> Vec<String> {
-        let names = self.parts.iter().map(|(name, _)| name.len());
-        let width = names.fold(12, usize::max);
-        let lines = self.parts.iter().map(|(name, counts)| format!("{name:>width$} {counts}"));
-        if self.parts.len() > 1 { lines.collect() } else { Vec::new() }
+        let width = self.parts.iter().map(|part| part.name.len()).fold(12, usize::max);
+        let line = |Part { name, counts, spent }: &Part| format!("{name:>width$} {counts} in {} s", spent.as_secs());
+        if self.parts.len() > 1 { self.parts.iter().map(line).collect() } else { Vec::new() }
     }
 
     /// The sum so far.
@@ -173,10 +190,12 @@ mod tests {
         progress.ended(case(Outcome::Skipped));
         progress.part("host");
         progress.ended(case(Outcome::Failed));
-        assert_eq!(
-            progress.counts(),
-            ["        host 1 passed, 1 failed", "    i686-pae 0 passed, 0 failed, 1 skipped"]
-        );
+        progress.pause();
+        assert!(progress.parts.iter().all(|part| part.spent > Duration::ZERO));
+        progress.parts.iter_mut().for_each(|part| part.spent = Duration::from_millis(61_900));
+        let expected =
+            ["        host 1 passed, 1 failed in 61 s", "    i686-pae 0 passed, 0 failed, 1 skipped in 61 s"];
+        assert_eq!(progress.counts(), expected);
         assert_eq!(progress.close().to_string(), "1 passed, 1 failed, 1 skipped");
     }
 }
