@@ -217,10 +217,10 @@ impl<'m, M: Machine> MmuGather<'m, M> {
     /// Under no page-table lock.
     pub(crate) fn finish(mut self) -> Garbage<M> {
         if self.pending.is_nested() {
-            // What was none here was perhaps taken out by another gather, tables included, and is not flushed yet.
+            // What was none here was perhaps taken out by another gather, PTE tables included, and is not flushed yet. No tables
+            // above: those go under `mmap_lock` for writing, and the other has it for reading too.
             self.stale.widen(0, M::Mode::USER_END.0, Level::Pte);
             self.stale.freed_tables = true;
-            self.stale.top_changed = M::Mode::LATCHED_TOP;
         }
         self.flush();
         self.pages.release();
