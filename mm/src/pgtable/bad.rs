@@ -5,6 +5,9 @@
 //! the one store to an entry without its lock (I1): the finder may hold any lock, and nobody stores over an entry that is
 //! not none but by exchange, so the exchange below takes nothing away but the bad entry itself. What the entry pointed to
 //! stays where it is.
+//!
+//! Of two words, the exchange compares first the high one. Another finder held up in between may so take out what has come
+//! instead, if that has the same low word: a table a multiple of 4 GiB away, in a slot that was corrupt a moment before.
 
 use super::{Entry, Level, Slot};
 use crate::machine::Machine;
