@@ -5,6 +5,7 @@ use super::{Entry, EntrySlot, FourLevel, Level, Pae, PagingMode, Protection, Slo
 use crate::address_space::{Mapping, MmRef};
 use crate::cpu::CpuId;
 use crate::fault::{FaultError, handle_mm_fault};
+use crate::gather::MmuGather;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig, SimMode};
 use crate::stats::{Counter, StatsSnapshot};
@@ -145,6 +146,11 @@ fn a_stale_copy_is_found() {
         let slots = sim.map_small_top(mm.pgd());
         assert_eq!(check_latched(&mm), Ok(()));
         let entry = slots[2].swap(Entry::NONE);
+        assert_eq!(check_latched(&mm), Err(2));
+        // Who takes one out has perhaps not flushed it yet.
+        let gather = MmuGather::new(&mm);
+        assert_eq!(check_latched(&mm), Ok(()));
+        gather.finish();
         assert_eq!(check_latched(&mm), Err(2));
         slots[2].store(entry);
         // A walker of an emulator has set A.

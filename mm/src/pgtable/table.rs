@@ -199,3 +199,6 @@ impl<'t, M: Machine> Slot<'t, M> {
         &self.table.slots[self.index]
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

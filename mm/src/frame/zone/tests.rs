@@ -71,6 +71,18 @@ fn high_frames_are_given_out_first_and_low_ones_when_they_are_used_up() {
 }
 
 #[test]
+fn high_blocks_are_given_out_first_too() {
+    let (machine, allocator) = machine(64, Some(32));
+    let sim = machine.handle();
+    machine.run_cpu(CPU0, || {
+        let blocks: Vec<Pfn> = std::iter::from_fn(|| allocator.alloc_order(sim, 3).ok()).collect();
+        assert_eq!(blocks.len(), 8);
+        assert!(blocks.iter().enumerate().all(|(number, pfn)| sim.is_high(*pfn) == (number < 4)), "{blocks:?}");
+        blocks.into_iter().for_each(|pfn| allocator.free_order(sim, pfn, 3));
+    });
+}
+
+#[test]
 fn who_asks_for_low_memory_gets_no_other() {
     let (machine, allocator) = machine(64, Some(24));
     let sim = machine.handle();
