@@ -1,8 +1,8 @@
 //! The instructions that access the user half. Rule: each stands in the exception table.
 //!
 //! All functions ask for an open user half and an address in it; to copy, one side is a kernel object of the same length.
-//! Eight bytes are stored at once, by the one instruction that can; it stores even where it only compares, so it does not
-//! serve to read them.
+//! Eight bytes are changed at once, by the one instruction that can. It reads before it writes and writes even where it only
+//! compares, so it serves neither to read them nor to store them: what touches a page shall fault as what it is.
 
 use core::arch::asm;
 
@@ -39,13 +39,26 @@ unsafe fn read_word(address: usize) -> Result<u32, AccessFault> {
     Ok(value)
 }
 
-/// Writes eight bytes in one step.
+/// Writes eight bytes, the lower four first. Who reads meanwhile may find one half of each value, and if it fails, one half may
+/// have been written.
 ///
 /// # Safety
 /// See the module.
 pub(crate) unsafe fn write(address: usize, value: u64) -> Result<(), AccessFault> {
     // SAFETY: the caller vouches for the address.
-    unsafe { update(address, |_| value) }.map(|_| ())
+    unsafe {
+        write_word(address, value as u32)?;
+        write_word(address + 4, (value >> 32) as u32)
+    }
+}
+
+/// Writes four bytes.
+///
+/// # Safety
+/// See the module.
+unsafe fn write_word(address: usize, value: u32) -> Result<(), AccessFault> {
+    // SAFETY: writes user memory only, which no Rust object lives in; a fault is fixed up.
+    unsafe { guarded!("mov [{address}], {value}", value = in(reg) value, address = in(reg) address, options(nostack)) }
 }
 
 /// Adds to eight bytes as one atomic step and returns what was there before.
@@ -53,19 +66,10 @@ pub(crate) unsafe fn write(address: usize, value: u64) -> Result<(), AccessFault
 /// # Safety
 /// See the module.
 pub(crate) unsafe fn exchange_add(address: usize, add: u64) -> Result<u64, AccessFault> {
-    // SAFETY: the caller vouches for the address.
-    unsafe { update(address, |old| old.wrapping_add(add)) }
-}
-
-/// Replaces eight bytes by what `change` makes of them in one step, and returns what was there before.
-///
-/// # Safety
-/// See the module.
-unsafe fn update(address: usize, change: impl Fn(u64) -> u64) -> Result<u64, AccessFault> {
-    let mut expected = 0;
+    let mut expected = 0_u64;
     loop {
         // SAFETY: the caller vouches for the address.
-        let found = unsafe { compare_exchange(address, expected, change(expected)) }?;
+        let found = unsafe { compare_exchange(address, expected, expected.wrapping_add(add)) }?;
         if found == expected {
             return Ok(found);
         }
