@@ -3,8 +3,9 @@
 use core::ptr;
 
 use arch_x86::machine::X86;
+use mm::address::Pfn;
 use mm::address_space::Mm;
-use mm::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
+use mm::config::{ALLOC_SPLIT_PTLOCKS, DEBUG_SPINLOCK, USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use mm::fault::handle_mm_fault;
 use mm::machine::Machine;
 use mm::pgtable::{pmd_lock, pmd_lockptr, pmd_offset, pmd_trylock, pte_lock_second, pte_lockptr, pte_offset_map_lock};
@@ -28,7 +29,7 @@ fn two_tables() -> Result<MmRef, &'static str> {
 ktest! {
     /// I26, spec 2.1: with one lock all names of an address space mean it; split locks differ pairwise.
     fn locks_are_those_of_the_configuration(_t: &TestContext) {
-        let mm = two_tables()?;
+        let (mm, elsewhere) = (two_tables()?, two_tables()?);
         let rcu = rcu::read_lock(X86);
         let pmds = pmd_offset(&mm, &rcu, page(0)).ok_or("no PMD table")?;
         let (first, second) = (pmds.slot(page(0)), pmds.slot(page(TABLE)));
@@ -39,11 +40,29 @@ ktest! {
         ktest_assert_eq!(same(one, other), !USE_SPLIT_PTE_PTLOCKS);
         ktest_assert_eq!(same(one, pmd), !USE_SPLIT_PTE_PTLOCKS);
         ktest_assert!(same(pmd, pmd_lockptr(&mm, second)));
-        let elsewhere = two_tables()?;
         let theirs = pmd_offset(&elsewhere, &rcu, page(0)).ok_or("no PMD table")?;
         ktest_assert!(!same(pmd, pmd_lockptr(&elsewhere, theirs.slot(page(0)))), "two address spaces, two locks");
         // With split PMD locks the table above has the only `page_table_lock`, which is none of these.
         ktest_assert_eq!(USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS && mm::config::ARCH_ENABLE_SPLIT_PMD_PTLOCK);
+    }
+
+    /// Spec 4.2, for the words of this processor: a lock that fits in one is in the descriptor of its table's frame, any other has
+    /// memory of its own and the descriptor a pointer; it is as large either way.
+    fn a_lock_is_in_the_descriptor_if_it_fits_in_a_word(_t: &TestContext) {
+        type Lock = <X86 as Machine>::Lock;
+        let fits = size_of::<Lock>() <= size_of::<usize>();
+        ktest_assert_eq!((fits, ALLOC_SPLIT_PTLOCKS), (!DEBUG_SPINLOCK, DEBUG_SPINLOCK));
+        let mm = two_tables()?;
+        let rcu = rcu::read_lock(X86);
+        let pmds = pmd_offset(&mm, &rcu, page(0)).ok_or("no PMD table")?;
+        let pmd = pmds.slot(page(0));
+        let is_within = |lock: &Lock, table: Pfn| {
+            let (descriptor, lock) = (memory().memmap().page(table), (&raw const *lock).addr());
+            let start = (&raw const *descriptor).addr();
+            (start..start + 64).contains(&lock) && size_of_val(descriptor) == 64
+        };
+        ktest_assert_eq!(is_within(pte_lockptr(&mm, pmd.load()), pmd.load().pfn()), fits && USE_SPLIT_PTE_PTLOCKS);
+        ktest_assert_eq!(is_within(pmd_lockptr(&mm, pmd), pmds.pfn()), fits && USE_SPLIT_PMD_PTLOCKS);
     }
 
     /// Where two names may mean one lock, addresses are compared before the second lock and before the second unlock:
