@@ -17,3 +17,4 @@ mod shootdown;
 mod storm;
 pub mod support;
 mod tlb;
+mod turns;

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::pgtable::pte_at;
 
@@ -14,7 +14,8 @@ use crate::harness::{Random, Stop, TestContext, TestResult, ktest_assert};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{self, dawdle, far, map_anonymous, page, pages, read, write};
-use crate::workload::crew;
+use crate::tests::turns::Turns;
+use crate::workload::crew::{self, Member};
 
 /// Where the remover puts its marks: far from everything else.
 const MARKS: u64 = far(700);
@@ -38,7 +39,7 @@ struct Stage<'a> {
     mm: &'a MmRef,
     scenario: &'a Scenario,
     epoch: AtomicU64,
-    done: AtomicBool,
+    turns: Turns,
     /// The epoch in which each CPU reached the region last.
     reached: Vec<AtomicU64>,
 }
@@ -57,30 +58,25 @@ pub fn play(t: &TestContext, scenario: &Scenario) -> TestResult {
         support::come_and_go(&mm, pages(first, first + count))?;
     }
     let reached = (0..t.cpus()).map(|_| AtomicU64::new(0)).collect();
-    let stage = Stage { t, mm: &mm, scenario, epoch: AtomicU64::new(1), done: AtomicBool::new(false), reached };
+    let stage = Stage { t, mm: &mm, scenario, epoch: AtomicU64::new(1), turns: Turns::new(), reached };
     let seed = t.random().next_u64();
     let outcomes = crew::run(online(), &|member| {
         let mut random = Random::new(seed ^ member.index as u64);
         let _user = enter(&mm);
-        member.meet();
         if member.index > 0 {
-            stage.hammer(member.index, &mut random);
-            return Ok(());
+            return stage.turns.take(member, |_| stage.hammer(member.index, &mut random)).map(|_| ());
         }
-        let outcome = stage.come_and_go(&mut random);
-        // Release: whoever sees it has nothing more to do here.
-        stage.done.store(true, Ordering::Release);
-        outcome
+        stage.come_and_go(member, &mut random)
     })?;
     outcomes.into_iter().collect()
 }
 
 impl Stage<'_> {
-    fn come_and_go(&self, random: &mut Random) -> TestResult {
+    fn come_and_go(&self, member: &Member<'_>, random: &mut Random) -> TestResult {
         let Scenario { region, rounds, .. } = self.scenario;
         let range = pages(region.start, region.end);
         let tables = self.mm.linked_table_bytes();
-        for round in 0..*rounds {
+        self.turns.change(member, *rounds, |round| {
             // Release, both times: who sees the new epoch comes after what was done in the old one.
             let epoch = self.epoch.fetch_add(1, Ordering::Release) + 1;
             map_anonymous(self.mm, range)?;
@@ -97,9 +93,8 @@ impl Stage<'_> {
                 let entry = pte_at(self.mm, page(number)).filter(|entry| !entry.is_none());
                 ktest_assert!(entry.is_none(), "round {round}: page {number} still has {entry:?}");
             }
-            self.guard_marks(round, random)?;
-        }
-        Ok(())
+            self.guard_marks(round, random)
+        })
     }
 
     /// Takes as many frames as the region had, which are likely the same, and sees that nobody else writes to them.
@@ -127,25 +122,24 @@ impl Stage<'_> {
         }
     }
 
-    fn hammer(&self, index: usize, random: &mut Random) {
+    fn hammer(&self, index: usize, random: &mut Random) -> TestResult {
         let region = &self.scenario.region;
-        while !self.done.load(Ordering::Acquire) {
-            let number = region.start + random.below(region.end - region.start);
-            let before = self.epoch.load(Ordering::Acquire);
-            let succeeded = write(number, index as u64).is_ok();
-            let after = self.epoch.load(Ordering::Acquire);
-            if !succeeded {
-                dawdle(random, 64);
-            } else if before == after {
-                self.t.check(
-                    before.is_multiple_of(2),
-                    format_args!("page {number} was reached in epoch {before}, while it was gone"),
-                );
-                if let Some(reached) = self.reached.get(index) {
-                    reached.store(before, Ordering::Relaxed);
-                }
+        let number = region.start + random.below(region.end - region.start);
+        let before = self.epoch.load(Ordering::Acquire);
+        let succeeded = write(number, index as u64).is_ok();
+        let after = self.epoch.load(Ordering::Acquire);
+        if !succeeded {
+            dawdle(random, 64);
+        } else if before == after {
+            self.t.check(
+                before.is_multiple_of(2),
+                format_args!("page {number} was reached in epoch {before}, while it was gone"),
+            );
+            if let Some(reached) = self.reached.get(index) {
+                reached.store(before, Ordering::Relaxed);
             }
         }
+        Ok(())
     }
 }
 

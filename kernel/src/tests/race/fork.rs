@@ -1,12 +1,11 @@
 //! An address space is forked again and again while the other CPUs go on storing to it.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use super::held::{Collision, TableLock};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, Object, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{TABLE, add, frame_at, map_anonymous, map_object, pages, read, write};
+use crate::tests::turns::Turns;
 use crate::workload::crew::{self, Member};
 
 const FORKS: u64 = 12;
@@ -18,26 +17,14 @@ fn fork_while(
     work: &(dyn Fn(&Member<'_>, u64) -> TestResult + Sync),
     judge: &(dyn Fn(&MmRef) -> TestResult + Sync),
 ) -> Result<u64, Stop> {
-    let done = AtomicBool::new(false);
+    let turns = Turns::new();
     let outcomes = crew::run(online(), &|member| -> Result<u64, Stop> {
         let _user = enter(mm);
         if member.index > 0 {
-            let mut turns = 0;
-            while !done.load(Ordering::Relaxed) {
-                work(member, turns)?;
-                turns += 1;
-            }
-            return Ok(turns);
+            return turns.take(member, |turn| work(member, turn));
         }
-        let mut outcome = Ok(0);
-        for _ in 0..FORKS {
-            outcome = mm.fork().map_err(Stop::from).and_then(|child| judge(&child)).map(|()| 0);
-            if outcome.is_err() {
-                break;
-            }
-        }
-        done.store(true, Ordering::Relaxed);
-        outcome
+        turns.change(member, FORKS, |_| judge(&mm.fork()?))?;
+        Ok(0)
     })?;
     outcomes.into_iter().sum()
 }

@@ -21,6 +21,7 @@ use crate::smp::online;
 use crate::tests::support::{
     LEFT_TABLES, PMD_TABLE, TABLE, add, dawdle, first_cpus, map_anonymous, page, pages, read, write,
 };
+use crate::tests::turns::Turns;
 use crate::workload::crew;
 
 /// A page of another span below the same PMD table; it keeps that table.
@@ -152,37 +153,35 @@ ktest! {
             let _user = enter(&mm);
             write(0, 0)?;
         }
-        let (done, added) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (added, turns) = (AtomicU64::new(0), Turns::new());
         // While even, nobody collapses: an entry may be in split, but never none.
         let phase = AtomicU64::new(0);
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| -> TestResult {
             let mut random = Random::new(seed ^ member.index as u64);
             let _user = enter(&mm);
-            member.meet();
             if member.index == 0 {
-                let outcome = (0..ROUNDS).try_for_each(|round| {
+                return turns.change(member, ROUNDS, |round| {
                     dawdle(&mut random, 20_000);
                     ktest_assert!(mm.split_huge_page(page(0)), "round {round}: nothing to split");
                     ktest_assert_eq!(level_of(&mm, 0), Some(Level::Pte));
-                    dawdle(&mut random, 20_000);
+                    turns.await_all(member);
                     phase.fetch_add(1, Ordering::SeqCst);
                     mm.collapse_huge_page(page(0)).map_err(|_| "a range in use cannot be collapsed")?;
                     phase.fetch_add(1, Ordering::SeqCst);
                     Ok(())
                 });
-                done.store(true, Ordering::Release);
-                return outcome;
             }
-            while !done.load(Ordering::Acquire) {
+            let look_and_add = |_| {
                 let before = phase.load(Ordering::SeqCst);
                 let leaf = leaf_at(&mm, page(0));
                 let is_quiet = before.is_multiple_of(2) && before == phase.load(Ordering::SeqCst);
                 t.check(leaf.is_some() || !is_quiet, format_args!("an entry in split was none"));
                 add(random.below(TABLE), 1)?;
                 added.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(())
+                Ok(())
+            };
+            turns.take(member, look_and_add).map(|_| ())
         })?;
         outcomes.into_iter().collect::<TestResult>()?;
         let _user = enter(&mm);
@@ -201,32 +200,26 @@ ktest! {
             let _user = enter(&mm);
             write(0, 0)?;
         }
-        let done = AtomicBool::new(false);
-        let seed = t.random().next_u64();
+        let turns = Turns::new();
         let outcomes = crew::run(online(), &|member| -> TestResult {
-            let mut random = Random::new(seed ^ member.index as u64);
             let _user = enter(&mm);
-            member.meet();
             if member.index == 0 {
-                let outcome = (0..12).try_for_each(|round| {
+                return turns.change(member, 12, |round| {
                     mm.mprotect(span(0), Protection::READ)?;
                     let seen = read(7)?;
-                    dawdle(&mut random, 10_000);
+                    turns.await_all(member);
                     ktest_assert!(read(7)? == seen, "round {round}: a write landed while it was forbidden");
-                    mm.mprotect(span(0), Protection::READ_WRITE)?;
-                    dawdle(&mut random, 2_000);
-                    Ok(())
+                    Ok(mm.mprotect(span(0), Protection::READ_WRITE)?)
                 });
-                done.store(true, Ordering::Release);
-                return outcome;
             }
-            while !done.load(Ordering::Acquire) {
+            let look_and_add = |_| {
                 let leaf = leaf_at(&mm, page(0));
                 let is_huge = leaf.is_some_and(|(level, entry)| level == Level::Pmd && entry.is_huge());
                 t.check(is_huge, format_args!("a huge entry under protection change was {leaf:?}"));
                 let _ = add(7, 1);
-            }
-            Ok(())
+                Ok(())
+            };
+            turns.take(member, look_and_add).map(|_| ())
         })?;
         outcomes.into_iter().collect::<TestResult>()?;
         ktest_assert_eq!(level_of(&mm, 0), Some(Level::Pmd));
@@ -242,31 +235,23 @@ ktest! {
             let _user = enter(&mm);
             write(0, 0)?;
         }
-        let (done, added) = (AtomicBool::new(false), AtomicU64::new(0));
-        let outcomes = crew::run(online(), &|member| -> TestResult {
+        let turns = Turns::new();
+        let outcomes = crew::run(online(), &|member| -> Result<u64, Stop> {
             let _user = enter(&mm);
-            member.meet();
-            if member.index == 0 {
-                let outcome = (0..6).try_for_each(|_| {
-                    mm.collapse_huge_page(page(3)).map_err(|_| "a range in use cannot be collapsed")?;
-                    ktest_assert!(mm.split_huge_page(page(5)), "it was split by somebody else");
-                    Ok(())
-                });
-                done.store(true, Ordering::Release);
-                return outcome;
+            if member.index > 0 {
+                return turns.take(member, |turn| Ok(add(turn % PAGES, 1).map(|_| ())?));
             }
-            let mut number = 0;
-            while !done.load(Ordering::Acquire) {
-                add(number % PAGES, 1)?;
-                added.fetch_add(1, Ordering::Relaxed);
-                number += 1;
-            }
-            Ok(())
+            turns.change(member, 6, |_| {
+                mm.collapse_huge_page(page(3)).map_err(|_| "a range in use cannot be collapsed")?;
+                ktest_assert!(mm.split_huge_page(page(5)), "it was split by somebody else");
+                Ok(())
+            })?;
+            Ok(0)
         })?;
-        outcomes.into_iter().collect::<TestResult>()?;
+        let added = outcomes.into_iter().sum::<Result<u64, Stop>>()?;
         let _user = enter(&mm);
         let sum = (0..TABLE).try_fold(0, |sum, number| Ok::<u64, AccessFault>(sum + read(number)?))?;
-        ktest_assert_eq!(sum, added.load(Ordering::Relaxed));
+        ktest_assert_eq!(sum, added);
     }
 
     /// I16: who holds the lock of a PTE table keeps it in its slot, also from a collapse: that waits before it judges the

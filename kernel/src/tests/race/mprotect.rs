@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch_x86::user_access::AccessFault;
 use mm::pgtable::{Entry, Protection, pte_at};
@@ -12,12 +12,13 @@ use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert, ktest
 use crate::memory::{Mm, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{add, dawdle, map_anonymous, page, pages, read, write};
+use crate::tests::turns::Turns;
 use crate::workload::crew;
 
 const PAGES: u64 = 8;
 /// The pages that are protected; those at both ends stay open, so that the region is cut and joined.
 const PROTECTED: Range<u64> = 1..PAGES - 1;
-const ROUNDS: u64 = 40;
+const ROUNDS: u64 = 24;
 
 ktest! {
     /// All CPUs increment pages that one of them protects and opens in turn: no increment lands while they are protected,
@@ -26,30 +27,30 @@ ktest! {
         let mm = Mm::create(memory())?;
         map_anonymous(&mm, pages(0, PAGES))?;
         // Even while the pages may be written or that is just changing, odd while they surely may not.
-        let (epoch, done, landed) = (AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
+        let (epoch, landed, turns) = (AtomicU64::new(0), AtomicU64::new(0), Turns::new());
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| {
             let mut random = Random::new(seed ^ member.index as u64);
             let _user = enter(&mm);
-            member.meet();
             if member.index == 0 {
-                let outcome = protect_in_turn(&mm, &epoch, &mut random);
-                done.store(true, Ordering::Release);
-                return outcome;
+                return turns.change(member, ROUNDS, |round| {
+                    protect_and_open(&mm, &epoch, round, &|| turns.await_all(member))
+                });
             }
-            while !done.load(Ordering::Acquire) {
+            let write = |_| {
                 let number = random.below(PAGES);
                 let before = epoch.load(Ordering::Acquire);
                 if add(number, 1).is_err() {
                     dawdle(&mut random, 64);
-                    continue;
+                    return Ok(());
                 }
                 landed.fetch_add(1, Ordering::Relaxed);
                 let was_protected =
                     PROTECTED.contains(&number) && before % 2 == 1 && before == epoch.load(Ordering::Acquire);
                 t.check(!was_protected, format_args!("a write landed in epoch {before}, while it was forbidden"));
-            }
-            Ok(())
+                Ok(())
+            };
+            turns.take(member, write).map(|_| ())
         })?;
         outcomes.into_iter().collect::<TestResult>()?;
         let _user = enter(&mm);
@@ -120,21 +121,16 @@ ktest! {
     }
 }
 
-fn protect_in_turn(mm: &Mm, epoch: &AtomicU64, random: &mut Random) -> TestResult {
+fn protect_and_open(mm: &Mm, epoch: &AtomicU64, round: u64, await_writers: &dyn Fn()) -> TestResult {
     let range = pages(PROTECTED.start, PROTECTED.end);
     let look = || PROTECTED.map(read).collect::<Result<Vec<u64>, _>>();
-    for round in 0..ROUNDS {
-        mm.mprotect(range, Protection::READ)?;
-        // Release, both times: who sees the new epoch comes after the change before it.
-        epoch.fetch_add(1, Ordering::Release);
-        let seen = look()?;
-        // Long enough for a CPU that lost its turn to have one.
-        dawdle(random, 100_000);
-        let later = look()?;
-        ktest_assert!(seen == later, "round {round}: protected pages changed from {seen:?} to {later:?}");
-        epoch.fetch_add(1, Ordering::Release);
-        mm.mprotect(range, Protection::READ_WRITE)?;
-        dawdle(random, 4_000);
-    }
-    Ok(())
+    mm.mprotect(range, Protection::READ)?;
+    // Release, both times: who sees the new epoch comes after the change before it.
+    epoch.fetch_add(1, Ordering::Release);
+    let seen = look()?;
+    await_writers();
+    let later = look()?;
+    ktest_assert!(seen == later, "round {round}: protected pages changed from {seen:?} to {later:?}");
+    epoch.fetch_add(1, Ordering::Release);
+    Ok(mm.mprotect(range, Protection::READ_WRITE)?)
 }

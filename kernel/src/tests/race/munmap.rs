@@ -1,7 +1,5 @@
 //! `munmap` while others fault: nothing shows where nothing is mapped, and no write goes astray (R3, R20, R41, I29).
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use arch_x86::machine::X86;
 use arch_x86::user_access::AccessFault;
 use mm::fault::handle_mm_fault;
@@ -16,6 +14,7 @@ use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{LEFT_TABLES, TABLE, dawdle, far, map_anonymous, mm_without_tables, page, pages, write};
+use crate::tests::turns::Turns;
 use crate::workload::crew;
 
 const COLLISIONS: u32 = 24;
@@ -98,7 +97,7 @@ ktest! {
 
 /// One CPU makes and removes the PTE table of page 0, the others `look`.
 fn table_comes_and_goes(t: &TestContext, look: &(dyn Fn(&TestContext, &Mm, &mut Random) + Sync)) -> TestResult {
-    const ROUNDS: u64 = 120;
+    const ROUNDS: u64 = 60;
     let mm = Mm::create(memory())?;
     // Keeps the PMD table, so that only the PTE table comes and goes.
     map_anonymous(&mm, pages(TABLE, TABLE + 1))?;
@@ -106,28 +105,22 @@ fn table_comes_and_goes(t: &TestContext, look: &(dyn Fn(&TestContext, &Mm, &mut 
         let _user = enter(&mm);
         write(TABLE, 1)?;
     }
-    let done = AtomicBool::new(false);
+    let turns = Turns::new();
     let seed = t.random().next_u64();
-    let outcomes = crew::run(online(), &|member| {
+    let outcomes = crew::run(online(), &|member| -> TestResult {
         let mut random = Random::new(seed ^ member.index as u64);
-        member.meet();
         if member.index > 0 {
-            while !done.load(Ordering::Acquire) {
+            turns.take(member, |_| {
                 look(t, &mm, &mut random);
-            }
+                Ok(())
+            })?;
             return Ok(());
         }
-        let come_and_go = || -> TestResult {
-            for _ in 0..ROUNDS {
-                map_anonymous(&mm, pages(0, 1))?;
-                handle_mm_fault(&mm, page(0), Access::Write)?;
-                mm.munmap(pages(0, 1))?;
-            }
-            Ok(())
-        };
-        let outcome = come_and_go();
-        done.store(true, Ordering::Release);
-        outcome
+        turns.change(member, ROUNDS, |_| {
+            map_anonymous(&mm, pages(0, 1))?;
+            handle_mm_fault(&mm, page(0), Access::Write)?;
+            Ok(mm.munmap(pages(0, 1))?)
+        })
     })?;
     outcomes.into_iter().collect()
 }

@@ -2,6 +2,7 @@
 //! more advice (spec 9.1; R3, R6, R7, R8, R20, R21, R35, R41, I29).
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,6 +23,7 @@ use crate::smp::online;
 use crate::tests::support::{
     LEFT_TABLES, LINKED_UPPER, TABLE, add, dawdle, first_cpus, map_anonymous, page, pages, read, write,
 };
+use crate::tests::turns::Turns;
 use crate::thread::spawn_on;
 use crate::workload::crew;
 
@@ -299,39 +301,35 @@ fn hold_while_dropped(mm: &Mm, is_mapped: &AtomicBool, is_over: &AtomicBool) -> 
     Ok(())
 }
 
-/// CPU 0 does `change` time and again, the others `use_it` until it is done, with a number that rises.
+/// CPU 0 does `change` time and again, the others `use_it` between any two and meanwhile, with a number that rises.
 fn play(
     t: &TestContext,
     mm: &MmRef,
     change: &(dyn Fn(&MmRef) -> TestResult + Sync),
     use_it: &(dyn Fn(u64, usize) + Sync),
 ) -> TestResult {
-    let done = AtomicBool::new(false);
-    let used = AtomicU64::new(0);
+    let turns = Turns::new();
     let seed = t.random().next_u64();
     let outcomes = crew::run(online(), &|member| {
         let mut random = Random::new(seed ^ member.index as u64);
         let _user = enter(mm);
-        member.meet();
         if member.index > 0 {
-            let mut value = 0;
-            while !done.load(Ordering::Acquire) {
-                value += 1;
-                use_it(value, member.index);
-                used.fetch_add(1, Ordering::Relaxed);
-            }
-            return Ok(());
+            return turns.take(member, |turn| {
+                use_it(turn + 1, member.index);
+                Ok(())
+            });
         }
-        let mut outcome = Ok(());
-        for _ in 0..ROUNDS {
-            outcome = outcome.and_then(|()| change(mm));
+        turns.change(member, ROUNDS, |_| {
             dawdle(&mut random, 4_000);
-        }
-        done.store(true, Ordering::Release);
-        outcome
+            change(mm)
+        })?;
+        Ok(ROUNDS)
     })?;
-    t.note(format_args!("{} uses during {ROUNDS} changes", used.load(Ordering::Relaxed)));
-    outcomes.into_iter().collect()
+    let used = outcomes.into_iter().skip(1).collect::<Result<Vec<u64>, Stop>>()?;
+    let least = used.iter().copied().min().unwrap_or(0);
+    t.note(format_args!("{} uses during {ROUNDS} changes, no CPU fewer than {least}", used.iter().sum::<u64>()));
+    ktest_assert!(least > 2 * ROUNDS, "a CPU has missed changes");
+    Ok(())
 }
 
 /// Writes a page of its own in one of two tables and reads it back.

@@ -1,7 +1,5 @@
 //! A mapping moves to and fro while other CPUs store to wherever it is.
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use arch_x86::user_access::AccessFault;
 use mm::pgtable::{Protection, pte_at};
 
@@ -10,10 +8,11 @@ use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert,
 use crate::memory::{Mapping, Mm, Object, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{TABLE, add, dawdle, frame_at, map_anonymous, page, pages, read, write};
+use crate::tests::turns::Turns;
 use crate::workload::crew;
 
 const PAGES: u64 = 8;
-const MOVES: usize = 20;
+const MOVES: u64 = 20;
 
 /// Moves pages between two places, while every other CPU increments them in either. Each increment that succeeded is there
 /// in the end, each page is one frame with one mapping, and a place that was left shows nothing.
@@ -22,33 +21,28 @@ fn move_while_storing(t: &TestContext, places: [u64; 2]) -> TestResult {
     map_anonymous(&mm, pages(places[0], places[0] + PAGES))?;
     let user = enter(&mm);
     (places[0]..places[0] + PAGES).try_for_each(|number| write(number, 0))?;
-    let done = AtomicBool::new(false);
+    let turns = Turns::new();
+    let place = |number: u64| places[(number % 2) as usize];
     let outcomes = crew::run(online(), &|member| -> Result<u64, Stop> {
         let _user = enter(&mm);
-        member.meet();
+        let mut stores = 0;
         if member.index > 0 {
-            let mut stores = 0;
-            let mut turn = 0;
-            while !done.load(Ordering::Relaxed) {
-                if add(places[turn % 2] + turn as u64 % PAGES, 1).is_ok() {
+            turns.take(member, |turn| {
+                if add(place(turn) + turn % PAGES, 1).is_ok() {
                     stores += 1;
                 }
-                turn += 1;
-            }
+                Ok(())
+            })?;
             return Ok(stores);
         }
-        let mut outcome = Ok(0);
-        for turn in 0..MOVES {
-            let [old, new] = [places[turn % 2], places[(turn + 1) % 2]].map(|at| pages(at, at + PAGES));
-            if let Err(error) = mm.mremap(old, new) {
-                outcome = Err(error.into());
-                break;
-            }
-            let left = read(places[turn % 2]);
+        turns.change(member, MOVES, |turn| {
+            let [old, new] = [place(turn), place(turn + 1)].map(|at| pages(at, at + PAGES));
+            mm.mremap(old, new)?;
+            let left = read(place(turn));
             t.check(left == Err(AccessFault::Fault), format_args!("the old place shows {left:?}"));
-        }
-        done.store(true, Ordering::Relaxed);
-        outcome
+            Ok(())
+        })?;
+        Ok(stores)
     })?;
     let stores: u64 = outcomes.into_iter().sum::<Result<u64, Stop>>()?;
     let mut found = 0;

@@ -1,0 +1,77 @@
+//! CPUs that take turns at something while one of them changes it.
+//!
+//! Rule: no change is made before every other CPU has begun and ended a turn since the one before. A host with fewer CPUs runs
+//! some of them for long stretches; without the rule a whole series of changes can go by while nobody else runs.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use mm::config::NR_CPUS;
+
+use crate::harness::{Stop, TestResult};
+use crate::workload::crew::Member;
+
+/// What the members of a crew share.
+pub struct Turns {
+    /// Turns each member has ended; [`GONE`] once it takes no more.
+    ended: [AtomicU64; NR_CPUS],
+    over: AtomicBool,
+}
+
+const GONE: u64 = u64::MAX;
+
+impl Turns {
+    pub fn new() -> Self {
+        Self { ended: [const { AtomicU64::new(0) }; NR_CPUS], over: AtomicBool::new(false) }
+    }
+
+    /// Takes turns, which are numbered from 0, until the changes are over or a turn fails. Returns how many it were.
+    pub fn take(&self, member: &Member<'_>, mut turn: impl FnMut(u64) -> TestResult) -> Result<u64, Stop> {
+        let ended = &self.ended[member.index];
+        let mut number = 0;
+        // Acquire: pairs with the end of `change`.
+        while !self.over.load(Ordering::Acquire) {
+            if let Err(stop) = turn(number) {
+                // Nobody shall wait for a member that has given up.
+                ended.store(GONE, Ordering::Release);
+                return Err(stop);
+            }
+            number += 1;
+            // Release: pairs with `await_all`.
+            ended.store(number, Ordering::Release);
+        }
+        Ok(number)
+    }
+
+    /// Makes `changes` changes, which are numbered from 0, or those before one that fails, and ends the turns.
+    pub fn change(&self, member: &Member<'_>, changes: u64, mut change: impl FnMut(u64) -> TestResult) -> TestResult {
+        let outcome = (0..changes).try_for_each(|number| {
+            self.await_all(member);
+            change(number)
+        });
+        if outcome.is_ok() {
+            // What the last change has left.
+            self.await_all(member);
+        }
+        self.over.store(true, Ordering::Release);
+        outcome
+    }
+
+    /// Waits until each other member has begun and ended a turn since the call. For whoever makes the changes.
+    pub fn await_all(&self, member: &Member<'_>) {
+        let mut wanted = [0; NR_CPUS];
+        for index in others(member) {
+            // The one it may be in has begun before.
+            wanted[index] = self.ended[index].load(Ordering::Acquire).saturating_add(2);
+        }
+        for index in others(member) {
+            while self.ended[index].load(Ordering::Acquire) < wanted[index] {
+                core::hint::spin_loop();
+            }
+        }
+    }
+}
+
+fn others(member: &Member<'_>) -> impl Iterator<Item = usize> {
+    let me = member.index;
+    (0..member.count).filter(move |index| *index != me)
+}
