@@ -14,7 +14,7 @@ bitflags! {
     /// Features the kernel uses where they are present.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u32 {
-        /// No-execute bit in page-table entries. The kernel does not start without.
+        /// No-execute bit in page-table entries.
         const NO_EXECUTE = 1 << 0;
         /// Global pages.
         const GLOBAL_PAGES = 1 << 1;
@@ -42,6 +42,10 @@ bitflags! {
         const EMULATED = 1 << 12;
     }
 }
+
+/// What the kernel does not start without. Every 64-bit CPU has no-execute, though firmware can hide it; of those with PAE only
+/// some have.
+pub const REQUIRED: Features = if cfg!(target_arch = "x86") { Features::empty() } else { Features::NO_EXECUTE };
 
 /// Bits a CPU may differ in: they say nothing about how shared tables are read.
 const MAY_DIFFER: Features = Features::INVARIANT_TSC.union(Features::HYPERVISOR).union(Features::EMULATED);
@@ -73,6 +77,12 @@ pub fn detect() -> Features {
 #[must_use]
 pub fn features() -> Features {
     Features::from_bits_truncate(FEATURES.load(Ordering::Relaxed))
+}
+
+/// Whether page-table entries can forbid execution, as [`detect`] found.
+#[must_use]
+pub fn has_no_execute() -> bool {
+    REQUIRED.contains(Features::NO_EXECUTE) || features().contains(Features::NO_EXECUTE)
 }
 
 /// Switches this CPU's protections on: write protection, no-execute, SMEP, SMAP, global pages, PCID, FSGSBASE. The control

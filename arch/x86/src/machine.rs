@@ -226,6 +226,10 @@ unsafe impl Machine for X86 {
         }
     }
 
+    fn has_no_execute(self) -> bool {
+        cpu::has_no_execute()
+    }
+
     fn asids(self) -> usize {
         if cpu::features().contains(Features::PCID) { MAX_ASIDS } else { 1 }
     }

@@ -198,8 +198,7 @@ fn prepare(handoff: Handoff) -> Result<(KernelMap, usize), BootError> {
     for part in image() {
         for_each_run(&loader_map, &part, &mut |_, frames| Ok(memory.claim(frames)?))?;
     }
-    // `mm`'s entries forbid execution wherever a region does, and without the feature that bit is a reserved one.
-    if !cpu::detect().contains(Features::NO_EXECUTE) {
+    if (cpu::REQUIRED - cpu::detect()).contains(Features::NO_EXECUTE) {
         return Err(BootError::NoExecute);
     }
     // SAFETY: the loader's tables allow what is enforced then: only kernel pages are used, code is executable and what

@@ -1,5 +1,6 @@
 //! What must be true of the booted machine.
 
+use arch_x86::cpu;
 use arch_x86::kernel_map::{self, Mapping};
 use arch_x86::layout::{self, KERNEL_HALF, StackSlot};
 use mm::address::VirtAddr;
@@ -34,6 +35,9 @@ ktest! {
 
     /// No page of the live kernel tables is both writable and executable.
     fn no_page_is_writable_and_executable(_t: &TestContext) {
+        if !cpu::has_no_execute() {
+            return Err(Stop::skipped(format_args!("needs a CPU that can forbid execution")));
+        }
         no_mapping("writable and executable", |mapping| mapping.writable && mapping.executable)?;
     }
 
@@ -47,8 +51,9 @@ ktest! {
     /// Only the kernel's code is executable, and neither code nor constants can be written through the direct map.
     fn code_and_constants_are_read_only(_t: &TestContext) {
         let [code, constants, data] = image();
+        let forbids = cpu::has_no_execute();
         no_mapping("executable", |mapping| {
-            mapping.executable && !(code.start..code.end).contains(&mapping.start)
+            forbids && mapping.executable && !(code.start..code.end).contains(&mapping.start)
         })?;
         let map = kernel_map::active();
         for (part, writable) in [(&code, false), (&constants, false), (&data, true)] {
@@ -59,7 +64,7 @@ ktest! {
                 ktest_assert_eq!(mapping.writable, writable);
                 let alias = map.lookup(layout::direct(mapping.frame_of(page)));
                 ktest_assert!(
-                    alias.is_some_and(|alias| alias.writable == writable && !alias.executable),
+                    alias.is_some_and(|alias| alias.writable == writable && alias.executable != forbids),
                     "{page:#x} has the alias {alias:x?}"
                 );
             }

@@ -178,6 +178,12 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
         true
     }
 
+    /// Whether this machine's walkers know the bit that forbids execution. To those of others it is a reserved one: it is in no
+    /// entry there, and whatever may be read may be executed.
+    fn has_no_execute(self) -> bool {
+        true
+    }
+
     // TLB
 
     /// ASIDs the TLB of a CPU tells apart, up to [`MAX_ASIDS`](crate::tlb::MAX_ASIDS); 1 where every load of a top table

@@ -152,6 +152,12 @@ impl Entry {
         self.is_present() && (!write || self.is_writable()) && (!execute || self.is_executable())
     }
 
+    /// With instruction fetches allowed; everything else stays.
+    #[must_use]
+    pub const fn executable(self) -> Self {
+        Self(self.0 & !Self::NO_EXECUTE)
+    }
+
     /// With A set, and D for a store: what a walker writes back.
     #[must_use]
     pub const fn touched(self, write: bool) -> Self {

@@ -1,7 +1,7 @@
 //! `mm` with PAE's tables, on simulated CPUs that latch the entries of the top table and know no change of one before they load
 //! it again (spec 6.1).
 
-use super::{Entry, EntrySlot, FourLevel, Level, Pae, PagingMode, Protection, SlotPae, pmd_offset};
+use super::{Entry, EntrySlot, FourLevel, Level, Pae, PagingMode, Protection, SlotPae, leaf_at, pmd_offset};
 use crate::address_space::{Mapping, MmRef};
 use crate::cpu::CpuId;
 use crate::fault::{FaultError, handle_mm_fault};
@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig, SimMode};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
-use crate::testing::{Process, World, map_anonymous, page, pages};
+use crate::testing::{Process, World, map_anonymous, map_huge, page, pages};
 use crate::tlb::check_latched;
 use crate::vma::Access;
 
@@ -266,4 +266,39 @@ fn pmd_tables_come_and_go_under_their_users() {
             drop(mm);
         });
     }
+}
+
+/// A CPU without no-execute takes the bit for a reserved one: no entry has it, whoever makes or changes it.
+#[test]
+fn a_machine_without_no_execute_never_sees_the_bit() {
+    let world = World::<Pae>::new(SimConfig { no_execute: false, ..SimConfig::calm(2048, 1, 1) });
+    world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0, 4));
+        map_huge(&mm, pages(0x200, 0x400));
+        let process = Process::enter(&world, &mm);
+        let entries_are_bare = |what: &str, mm: &MmRef<Sim<Pae>>, level: Level| {
+            for number in [0, 1, 0x200] {
+                let (found, entry) = leaf_at(mm, page(number)).expect(what);
+                assert_eq!(found, if number == 0x200 { level } else { Level::Pte }, "{what}");
+                assert!(entry.is_executable(), "{what}: page {number:#x} is {entry:?}");
+            }
+        };
+        process.write(page(0), 1).unwrap();
+        assert_eq!(process.read(page(1)), Ok(0));
+        process.write(page(0x200), 1).unwrap();
+        entries_are_bare("faulted in", &mm, Level::Pmd);
+        for protection in [Protection::READ, Protection::READ_WRITE] {
+            mm.mprotect(pages(0, 4), protection).unwrap();
+            mm.mprotect(pages(0x200, 0x400), protection).unwrap();
+            entries_are_bare("protected", &mm, Level::Pmd);
+        }
+        assert!(mm.split_huge_page(page(0x200)));
+        entries_are_bare("split", &mm, Level::Pte);
+        let child = mm.fork().unwrap();
+        entries_are_bare("of the parent", &mm, Level::Pte);
+        entries_are_bare("of the child", &child, Level::Pte);
+        process.write(page(0), 2).unwrap();
+        entries_are_bare("copied", &mm, Level::Pte);
+    });
 }

@@ -187,6 +187,7 @@ impl<'t, M: Machine> Slot<'t, M> {
 
     /// What hardware wants of `entry` here.
     fn hardware(&self, entry: Entry) -> Entry {
+        let entry = if self.table.machine.has_no_execute() { entry } else { entry.executable() };
         M::Mode::to_hardware(self.table.level, entry)
     }
 

@@ -47,14 +47,14 @@ pub struct GuestTest {
 
 /// Those that a kernel for `arch` takes.
 pub fn of(arch: Arch) -> impl Iterator<Item = &'static GuestTest> {
-    let own: &[GuestTest] = match arch {
-        Arch::X86_64 => &X86_64_TESTS,
-        Arch::I686Pae => &disassembly::TESTS,
+    let (own, more): (&[GuestTest], &[GuestTest]) = match arch {
+        Arch::X86_64 => (&X86_64_TESTS, &[]),
+        Arch::I686Pae => (&I686_PAE_TESTS, &disassembly::TESTS),
     };
-    TESTS.iter().chain(&locks::TESTS).chain(own)
+    TESTS.iter().chain(&locks::TESTS).chain(own).chain(more)
 }
 
-const TESTS: [GuestTest; 15] = [
+const TESTS: [GuestTest; 14] = [
     GuestTest {
         name: "verdict::a_panic_is_reported_with_a_backtrace",
         about: "a kernel that panics: exit 37, symbolised backtrace",
@@ -170,15 +170,15 @@ const TESTS: [GuestTest; 15] = [
         about: "the kernel with one page-table lock per address space passes the same tests",
         run: |stage| stage.test_single_lock(),
     },
+];
+
+/// What only 64 bits have: five levels of page tables, a boot loader, and page tables that must forbid execution.
+const X86_64_TESTS: [GuestTest; 4] = [
     GuestTest {
         name: "boot::a_cpu_without_no_execute_is_refused_in_one_line",
         about: "a CPU whose page tables cannot forbid execution: boot failed, with one line",
         run: |stage| stage.refuse(stage.kernel.to_path_buf(), "nx"),
     },
-];
-
-/// What only 64 bits have: five levels of page tables, and a boot loader.
-const X86_64_TESTS: [GuestTest; 3] = [
     GuestTest {
         name: "build::the_five_level_kernel_faults_and_flushes",
         about: "the kernel with five levels of page tables starts all CPUs and passes its tests of faults and flushes",
@@ -196,8 +196,25 @@ const X86_64_TESTS: [GuestTest; 3] = [
     },
 ];
 
+/// What only 32 bits have: processors that lack more.
+const I686_PAE_TESTS: [GuestTest; 2] = [
+    GuestTest {
+        name: "boot::a_cpu_without_pae_is_refused_in_one_line",
+        about: "a CPU that knows no PAE: boot failed, with one line",
+        run: |stage| stage.refuse(stage.kernel.to_path_buf(), "pae"),
+    },
+    GuestTest {
+        name: "boot::a_cpu_without_no_execute_starts_faults_and_flushes",
+        about: "a CPU whose page tables cannot forbid execution: all CPUs start, and tests of faults, flushes and huge pages pass",
+        run: |stage| stage.test_without_no_execute(),
+    },
+];
+
 /// What the kernel with five levels is tried with: walks, and what it takes to drop translations.
 const FIVE_LEVEL_TESTS: [&str; 3] = ["fault::", "shootdown::", "boot::"];
+
+/// What the kernel is tried with on a CPU without no-execute: all that make entries for pages.
+const NO_EXECUTE_TESTS: [&str; 5] = ["boot::", "fault::", "shootdown::", "race::huge", "race::mprotect"];
 
 /// What these tests run on.
 pub struct Stage<'a, 'b> {
@@ -316,8 +333,19 @@ impl Stage<'_, '_> {
 
     fn test_five_levels(&mut self) -> Result<(), Complaint> {
         let kernel = self.five_level_kernel()?;
-        for filter in FIVE_LEVEL_TESTS {
-            let plan = self.plan(Task::Test { filter: filter.to_owned() }, Medium::Pvh(kernel.clone()), self.machine);
+        self.pass(&kernel, self.machine, &FIVE_LEVEL_TESTS)
+    }
+
+    fn test_without_no_execute(&mut self) -> Result<(), Complaint> {
+        let machine = Machine { lacks: Some("nx"), ..self.machine };
+        self.pass(self.kernel, machine, &NO_EXECUTE_TESTS)
+    }
+
+    /// Runs the tests of each of `filters`, which shall pass.
+    fn pass(&mut self, kernel: &Path, machine: Machine, filters: &[&str]) -> Result<(), Complaint> {
+        for filter in filters {
+            let plan =
+                self.plan(Task::Test { filter: (*filter).to_owned() }, Medium::Pvh(kernel.to_path_buf()), machine);
             let run = self.run(&plan)?;
             if !run.verdict.passed() {
                 return Err(self.complain("the tests should have passed", &run));

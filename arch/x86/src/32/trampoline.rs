@@ -9,7 +9,7 @@ use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{Ordering, fence};
 
-use crate::{control, msr};
+use crate::{control, cpu, msr};
 
 /// Frames the trampoline needs, contiguous, below 1 MiB: code, data and top table in one, and a PMD table.
 pub const FRAMES: usize = 2;
@@ -42,6 +42,8 @@ struct Parameters {
     stack_top: u32,
     argument: u32,
     root: u32,
+    /// What to set in `EFER`; 0 where that may not exist.
+    efer: u32,
     /// Far pointer to the 32-bit part of the code.
     protected: u32,
     protected_selector: u16,
@@ -93,6 +95,7 @@ impl Trampoline {
             stack_top: 0,
             argument: 0,
             root: base + (PARAMETERS + offset_of!(Parameters, top)) as u32,
+            efer: if cpu::has_no_execute() { msr::EFER_NO_EXECUTE_ENABLE as u32 } else { 0 },
             protected: base + protected_offset as u32,
             protected_selector: CODE_SELECTOR,
             gdt_limit: size_of::<[u64; 3]>() as u16 - 1,
@@ -158,11 +161,15 @@ global_asm!(
     "mov cr4, eax",
     "mov eax, dword ptr [{root}]",
     "mov cr3, eax",
-    // The kernel half holds no-execute entries; all other protections are switched on later.
+    // The kernel half holds no-execute entries, if the boot CPU has them; all other protections are switched on later.
+    "mov edi, dword ptr [{efer}]",
+    "test edi, edi",
+    "jz 2f",
     "mov ecx, {efer_register}",
     "rdmsr",
-    "or eax, {no_execute}",
+    "or eax, edi",
     "wrmsr",
+    "2:",
     // PG, WP, ET and PE; CD and NW, which INIT has set, end here.
     "mov eax, 0x80010011",
     "mov cr0, eax",
@@ -189,6 +196,7 @@ global_asm!(
     gdt_limit = const PARAMETERS + offset_of!(Parameters, gdt_limit),
     cr4 = const control::CR4_PHYSICAL_ADDRESS_EXTENSION,
     root = const PARAMETERS + offset_of!(Parameters, root),
+    efer = const PARAMETERS + offset_of!(Parameters, efer),
     protected = const PARAMETERS + offset_of!(Parameters, protected),
     data_selector = const DATA_SELECTOR,
     stack_top = const PARAMETERS + offset_of!(Parameters, stack_top),
@@ -196,7 +204,6 @@ global_asm!(
     entry = const PARAMETERS + offset_of!(Parameters, entry),
     parameters = const PARAMETERS,
     efer_register = const msr::EFER,
-    no_execute = const msr::EFER_NO_EXECUTE_ENABLE,
 );
 
 const _: () = assert!(PARAMETERS + size_of::<Parameters>() <= FRAME_SIZE);

@@ -325,7 +325,7 @@ pub(super) fn leaf(frame: Pfn, level: Level, rights: Rights) -> Entry {
         // Entry 3 of the page-attribute table as it is after reset: uncached, whatever the range registers say.
         bits |= Bits::NO_CACHE | Bits::WRITE_THROUGH;
     }
-    if rights != Rights::Code {
+    if rights != Rights::Code && cpu::has_no_execute() {
         bits |= Bits::NO_EXECUTE;
     }
     Entry(frame.address() | bits.bits())

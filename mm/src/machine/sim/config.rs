@@ -27,6 +27,8 @@ pub struct SimConfig {
     pub asids: usize,
     /// Whether walkers take entries of 1 GiB.
     pub gigabyte_pages: bool,
+    /// Whether walkers know the bit that forbids execution.
+    pub no_execute: bool,
     /// How CPUs wait for page-table locks.
     pub waiting_rule: WaitingRule,
     /// How long one [`run`](super::Sim::run) or [`run_cpu`](super::Sim::run_cpu) may take.
@@ -59,6 +61,7 @@ impl SimConfig {
             eviction: 0,
             asids: MAX_ASIDS,
             gigabyte_pages: true,
+            no_execute: true,
             waiting_rule: WaitingRule { rounds: 8, polls: 16, polls_per_pause: 4 },
             time_limit: Duration::from_secs(60),
             clock_rate: 1,

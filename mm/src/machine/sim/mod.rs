@@ -367,6 +367,10 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
         size == HugeSize::Pmd || self.state.config.gigabyte_pages
     }
 
+    fn has_no_execute(self) -> bool {
+        self.state.config.no_execute
+    }
+
     fn asids(self) -> usize {
         // Who latches the top table's entries tags nothing: PAE has no PCID.
         if Mode::LATCHED_TOP { 1 } else { self.state.config.asids }
