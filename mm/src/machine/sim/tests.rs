@@ -115,6 +115,11 @@ fn load(sim: Sim<Tiny>, pgd: Pfn) {
     sim.load_pgd(PgdLoad::User { pgd: pgd.into(), asid: Asid(0), keep: false });
 }
 
+/// Loads a top table; keeps what was cached.
+fn load_kept(sim: Sim<Tiny>, pgd: Pfn) {
+    sim.load_pgd(PgdLoad::User { pgd: pgd.into(), asid: Asid(0), keep: true });
+}
+
 fn range(start: u64, end: u64) -> VirtRange {
     VirtRange::new(start, end).unwrap()
 }

@@ -1,4 +1,4 @@
-//! That mappings are watched: their order, their number, their end.
+//! That mappings are watched: their order, their number, their end, and where the tables lie.
 
 use super::{CPU0, CPU1, Rig};
 use crate::machine::Machine;
@@ -102,4 +102,16 @@ fn the_bytes_of_a_high_frame_cannot_be_had() {
         sim.frame_bytes(rig.page);
     });
     assert_eq!(rig.caught(), [SimViolation::HighFrameAddressed { pfn: rig.page }]);
+}
+
+/// Caveat of an emulator whose walkers cut the address of a table: it takes the mapping of one that they do not find to see it.
+#[test]
+fn a_table_that_walkers_do_not_find_is_caught() {
+    let rig = Rig::new(SimConfig { table_frames: Some(1), stop_at_violation: false, ..SimConfig::calm(16, 2, 1) });
+    rig.on(CPU0, |sim| {
+        sim.unmap_table(sim.map_table(rig.top, Level::Pmd));
+        assert_eq!(rig.caught(), []);
+        sim.unmap_table(sim.map_table(rig.table, Level::Pte));
+    });
+    assert_eq!(rig.caught(), [SimViolation::TableOutOfReach { pfn: rig.table }]);
 }

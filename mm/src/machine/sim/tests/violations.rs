@@ -1,6 +1,6 @@
 //! That each violation can be provoked, and is named.
 
-use super::{CPU0, CPU1, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, load, panic_of, range};
+use super::{CPU0, CPU1, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, load, load_kept, panic_of, range};
 use crate::address::{Pfn, VirtAddr};
 use crate::machine::sim::{Cached, SimConfig, SimViolation};
 use crate::machine::{FrameUse, LocalFlush, Machine, PgdLoad};
@@ -114,6 +114,24 @@ fn a_translation_left_after_an_unmapping_is_caught() {
     assert_eq!(rig.caught(), [], "another range, another address space");
     sim.assert_no_translation(rig.top, range(0x1000, 0x2000));
     assert_eq!(rig.caught(), [SimViolation::TranslationLeft { cpu: CPU0, address: VA, pfn: rig.page }]);
+}
+
+/// I31: what is kept under an ASID must still be right when that is loaded again.
+#[test]
+fn a_kept_translation_to_a_frame_of_another_use_is_caught() {
+    let rig = Rig::lenient();
+    rig.read(VA).unwrap();
+    rig.on(CPU0, |sim| {
+        sim.load_pgd(PgdLoad::Kernel);
+        load_kept(sim, rig.top);
+        assert_eq!(rig.caught(), []);
+        sim.load_pgd(PgdLoad::Kernel);
+        rig.set_pte(VA, 0);
+        sim.note_frame(rig.page, FrameUse::Free);
+        assert_eq!(rig.caught(), [], "nobody has the ASID loaded");
+        load_kept(sim, rig.top);
+    });
+    assert_eq!(rig.caught(), [SimViolation::KeptStale { cpu: CPU0, address: VA, pfn: rig.page }]);
 }
 
 #[test]
