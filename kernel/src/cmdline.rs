@@ -7,6 +7,7 @@ use core::fmt;
 use log::LevelFilter;
 
 use crate::misbehave::locks::{self, LockMisuse};
+use crate::misbehave::mappings::{self, MappingMisuse};
 
 /// Longest time one test may be given, in seconds.
 const MAX_TIMEOUT: u64 = 24 * 60 * 60;
@@ -49,6 +50,8 @@ pub enum Misbehaviour {
     StackOverflow,
     /// Uses a lock wrongly; only a kernel with `debug-locks` notices.
     Lock(LockMisuse),
+    /// Uses mappings of high memory wrongly.
+    Mapping(MappingMisuse),
 }
 
 /// A parsed command line.
@@ -108,7 +111,7 @@ impl fmt::Display for CmdlineError<'_> {
 }
 
 const KINDS: &str = "panic, panic-everywhere, spin, deaf, triple-fault, half-line, silent-exit, deadlock, impatient, \
-                     stack-overflow, or lock- and how it is misused";
+                     stack-overflow, or lock- or kmap- and how it is misused";
 
 /// The keys, in the order of [`Words`].
 const KEYS: [&str; 8] = ["mode", "filter", "workload", "seed", "timeout", "rounds", "log", "kind"];
@@ -202,10 +205,15 @@ fn misbehaviour(value: &str) -> Result<Misbehaviour, CmdlineError<'_>> {
         "impatient" => Ok(Misbehaviour::Impatient),
         "deadlock" => Ok(Misbehaviour::Deadlock),
         "stack-overflow" => Ok(Misbehaviour::StackOverflow),
-        _ => match locks::KINDS.iter().find(|(name, _)| *name == value) {
-            Some((_, misuse)) => Ok(Misbehaviour::Lock(*misuse)),
-            None => Err(CmdlineError::BadValue { key: "kind", value, expected: KINDS }),
-        },
+        _ => {
+            let of_locks = locks::KINDS.iter().find(|(name, _)| *name == value);
+            let of_mappings = mappings::KINDS.iter().find(|(name, _)| *name == value);
+            match (of_locks, of_mappings) {
+                (Some((_, misuse)), _) => Ok(Misbehaviour::Lock(*misuse)),
+                (_, Some((_, misuse))) => Ok(Misbehaviour::Mapping(*misuse)),
+                (None, None) => Err(CmdlineError::BadValue { key: "kind", value, expected: KINDS }),
+            }
+        }
     }
 }
 

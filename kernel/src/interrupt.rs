@@ -3,14 +3,19 @@
 //! A call is a record on the caller's stack that the targets find through [`CALL`]. The caller sleeps until earlier calls
 //! are over and until its targets have run the function, so its CPU answers other callers meanwhile (I37), and a vCPU
 //! that the host does not run is not waited for by spinning.
+//!
+//! Rule: what a handler maps of high memory, on top of what the interrupted program has mapped, it ends before it returns.
 
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use arch_x86::idt::exception;
 use arch_x86::ipi::{self, Vector};
+use arch_x86::machine::X86;
 use arch_x86::{apic, interrupts, percpu, time};
+use mm::config::CHECK_LOCK_ORDER;
 use mm::cpu::{CpuId, CpuSet};
+use mm::machine::Machine;
 use spin::Once;
 
 use crate::thread::{self, block_until};
@@ -50,6 +55,7 @@ pub fn handle(number: u64) {
         unexpected(number);
         return;
     };
+    let mapped = X86.mapped();
     match vector {
         // Not an interrupt in service: it must not be ended.
         Vector::Spurious => return,
@@ -68,6 +74,10 @@ pub fn handle(number: u64) {
     }
     if let Some(hooks) = HOOKS.get() {
         (hooks.after_any)();
+    }
+    if CHECK_LOCK_ORDER && X86.mapped() != mapped {
+        let (cpu, now) = (percpu::cpu().0, X86.mapped());
+        panic!("cpu {cpu} had {mapped} frames mapped, and has {now} after a {vector:?} interrupt");
     }
     apic::end_of_interrupt();
 }

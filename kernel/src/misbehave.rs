@@ -2,6 +2,7 @@
 //! from success, and is tested with them. Each fails as a test of the name `misbehave` would.
 
 pub mod locks;
+pub mod mappings;
 
 use core::hint::{black_box, spin_loop};
 use core::mem;
@@ -58,6 +59,10 @@ pub fn misbehave(how: Misbehaviour, timeout: u64) -> ! {
         Misbehaviour::Lock(how) => {
             locks::misuse(how);
             unreachable!("a misused lock went unnoticed")
+        }
+        Misbehaviour::Mapping(how) => {
+            mappings::misuse(how);
+            unreachable!("a misused mapping went unnoticed")
         }
         Misbehaviour::StackOverflow => {
             dig(0);

@@ -4,6 +4,7 @@
 
 mod disassembly;
 mod locks;
+mod mappings;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,11 +48,16 @@ pub struct GuestTest {
 
 /// Those that a kernel for `arch` takes.
 pub fn of(arch: Arch) -> impl Iterator<Item = &'static GuestTest> {
-    let (own, more): (&[GuestTest], &[GuestTest]) = match arch {
-        Arch::X86_64 => (&X86_64_TESTS, &[]),
-        Arch::I686Pae => (&I686_PAE_TESTS, &disassembly::TESTS),
+    TESTS.iter().chain(&locks::TESTS).chain(only(arch))
+}
+
+/// Those that make sense with a kernel for `arch` alone.
+fn only(arch: Arch) -> impl Iterator<Item = &'static GuestTest> {
+    let parts: [&[GuestTest]; 3] = match arch {
+        Arch::X86_64 => [&X86_64_TESTS, &[], &[]],
+        Arch::I686Pae => [&I686_PAE_TESTS, &mappings::TESTS, &disassembly::TESTS],
     };
-    TESTS.iter().chain(&locks::TESTS).chain(own).chain(more)
+    parts.into_iter().flatten()
 }
 
 const TESTS: [GuestTest; 14] = [
@@ -236,11 +242,25 @@ pub struct Stage<'a, 'b> {
 pub fn run(stage: &mut Stage<'_, '_>, filter: &str, progress: &mut Progress) {
     let arch = stage.variant.arch;
     let chosen: Vec<&GuestTest> = of(arch).filter(|test| test.name.contains(filter)).collect();
-    if chosen.is_empty() {
+    let elsewhere = Arch::ALL.into_iter().filter(|other| *other != arch);
+    let not_here: Vec<(&GuestTest, Arch)> = elsewhere
+        .flat_map(|other| only(other).map(move |test| (test, other)))
+        .filter(|(test, _)| test.name.contains(filter))
+        .collect();
+    if chosen.is_empty() && not_here.is_empty() {
         return;
     }
     let suite = format!("{SUITE} ({})", arch.word());
     progress.section(&format!("the kernel from outside, {}", arch.word()));
+    for (test, other) in not_here {
+        progress.ended(Case {
+            suite: suite.clone(),
+            name: test.name.to_owned(),
+            outcome: Outcome::Skipped,
+            duration: None,
+            detail: vec![format!("only with a kernel for {}", other.word())],
+        });
+    }
     for test in chosen {
         if interrupt::requested() {
             return;
@@ -269,14 +289,18 @@ impl Stage<'_, '_> {
 
     /// Has a kernel with `debug-locks` use a lock in a wrong way, and looks for `says` in its report.
     fn misuse(&mut self, kind: &str, says: &[&str]) -> Result<(), Complaint> {
-        let variant = Variant { debug_locks: true, ..self.variant };
+        self.panic_in(Variant { debug_locks: true, ..self.variant }, kind, "lock rule broken", says)
+    }
+
+    /// Has a kernel built so go wrong in a way that makes it panic, and looks for `says` in the line with `mark`.
+    fn panic_in(&mut self, variant: Variant, kind: &str, mark: &str, says: &[&str]) -> Result<(), Complaint> {
         let kernel = self.builder.kernel(variant).map_err(|error| vec![error.to_string()])?;
         // A CPU that is alone may do what others would wait for.
         let machine = Machine { cpus: self.machine.cpus.max(2), ..self.machine };
         let task = Task::Misbehave { kind: kind.to_owned() };
         let plan = self.plan(task, Medium::Pvh(kernel), machine);
         let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
-        let report = run.ended.transcript.errors.iter().find(|error| error.contains("lock rule broken"));
+        let report = run.ended.transcript.errors.iter().find(|error| error.contains(mark));
         let silent = |part: &&&str| !report.is_some_and(|report| report.contains(**part));
         match says.iter().find(silent) {
             None if run.verdict == Verdict::Panicked => Ok(()),

@@ -1,11 +1,13 @@
 //! Slots of the kernel half at which a CPU maps frames of high memory for a moment.
 //!
 //! Rules. Each CPU has [`DEPTH`] slots of its own and uses them as a stack: a mapping is ended on the CPU that made it, last
-//! in, first out, before that CPU sleeps or changes threads. An interrupt may map too, if it ends what it maps. So nobody waits for a slot,
-//! no other CPU ever has the translation of one cached, and a slot costs one entry and one flush on one CPU.
+//! in, first out, before that CPU sleeps or changes threads. An interrupt may map too, if it ends what it maps. So nobody waits
+//! for a slot, no other CPU ever has the translation of one cached, and a slot costs one entry and one flush on one CPU.
 //!
-//! In checked builds the entry goes when the mapping ends, so that a use after it faults. Otherwise it stays, and costs
-//! nothing if the same frame is the next to be mapped there, as a PTE table often is.
+//! Every build finds a ninth mapping, one that is ended out of order, and one that is ended and was not there. In checked
+//! builds the entry goes when the mapping ends, so that a use after it faults. Otherwise it stays, and costs nothing if the
+//! same frame is the next to be mapped there, as a PTE table often is. Who keeps a mapping across a sleep is found by
+//! `mm::sync::order`, in builds that check the order of locks.
 
 use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
 
@@ -52,7 +54,7 @@ pub(super) fn prepare(map: &KernelMap, frames: &mut dyn FrameSource) -> Result<(
 pub fn map(frame: Pfn) -> usize {
     let (depth, first) = own();
     let used = depth.load(Ordering::Relaxed);
-    assert!(used < DEPTH, "more than {DEPTH} frames of high memory mapped at once");
+    assert!(used < DEPTH, "cpu {} has {used} frames mapped, and has no slot for {frame:?}", percpu::cpu().0);
     // An interrupt from here on uses the slots above, and has left them when it returns. It may have come before, too, since
     // it leaves `depth` as it was.
     depth.store(used + 1, Ordering::Relaxed);
@@ -77,9 +79,14 @@ pub fn map(frame: Pfn) -> usize {
 pub fn unmap(address: usize) {
     let (depth, first) = own();
     let used = depth.load(Ordering::Relaxed);
-    assert!(used > 0, "no frame of high memory is mapped, so none at {address:#x}");
+    assert!(used > 0, "cpu {} ends the mapping at {address:#x}, and has none", percpu::cpu().0);
     let last = first + used - 1;
-    assert!(address == self::address(last), "{address:#x} is not the last frame of high memory mapped");
+    assert!(
+        address == self::address(last),
+        "cpu {} ends the mapping at {address:#x} before its last at {:#x}",
+        percpu::cpu().0,
+        self::address(last)
+    );
     if CHECKED {
         slot(last).swap(Entry::NONE);
         paging::flush_page(address);
