@@ -16,5 +16,6 @@ mod race;
 mod shootdown;
 mod storm;
 pub mod support;
+mod tearing;
 mod tlb;
 mod turns;

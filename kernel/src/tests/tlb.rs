@@ -18,7 +18,7 @@ use super::support::{PATIENCE_NANOS, TABLE, map_anonymous, pages, read, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mapping, Mm, MmRef, enter, memory};
 use crate::smp::online;
-use crate::thread::{block_while, spawn_on, wake};
+use crate::thread::{block_while, need_resched, spawn_on, wake};
 use crate::workload::crew::{self, Member};
 
 /// Pages mapped: two tables' worth of addresses, with a page touched in each.
@@ -118,7 +118,7 @@ struct Unmapped {
 
 /// What the threads of a scenario share with the kernel threads.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     over: AtomicBool,
     left: AtomicU64,
     in_mask: AtomicU64,
@@ -128,6 +128,17 @@ impl Shared {
     fn key(&self) -> usize {
         (&raw const self.over).addr()
     }
+
+    /// Has lazy CPUs come back.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        wake(self.key());
+    }
+}
+
+/// All CPUs but the first.
+pub(super) fn others() -> CpuSet {
+    online().without(CpuId(0))
 }
 
 /// All CPUs but one write two pages, then run a kernel thread on what they have loaded while the one unmaps `gone`, which
@@ -136,7 +147,7 @@ fn unmap_under_lazy_cpus(t: &TestContext, gone: Range<u64>) -> Result<Unmapped, 
     let mm = Mm::create(memory())?;
     map_anonymous(&mm, pages(MAPPED.start, MAPPED.end))?;
     let shared = Arc::new(Shared::default());
-    let others = CpuSet(online().0 & !CpuSet::only(CpuId(0)).0);
+    let others = others();
     let mut outcomes = crew::run(online(), &|member| -> Result<Option<StatsSnapshot>, Stop> {
         let _user = enter(&mm);
         let touched = write(0, 1).is_ok() && write(TABLE, 2).is_ok();
@@ -150,8 +161,7 @@ fn unmap_under_lazy_cpus(t: &TestContext, gone: Range<u64>) -> Result<Unmapped, 
         }
         let outcome = unmap(&mm, others, &gone, &shared);
         // Whatever happened, the others must not wait for ever.
-        shared.over.store(true, Ordering::Release);
-        wake(shared.key());
+        shared.end();
         outcome.map(Some)
     })?;
     let sent = outcomes.swap_remove(0)?.ok_or(Stop::failed(format_args!("nothing was unmapped")))?;
@@ -160,11 +170,11 @@ fn unmap_under_lazy_cpus(t: &TestContext, gone: Range<u64>) -> Result<Unmapped, 
     Ok(Unmapped { sent, left: count(&shared.left), in_mask: count(&shared.in_mask) })
 }
 
-/// Gives this CPU to a kernel thread until all is over.
-fn be_lazy(member: &Member<'_>, shared: &Arc<Shared>) -> TestResult {
+/// Gives this CPU to a kernel thread until all is over. It is not idle before it comes back.
+pub(super) fn be_lazy(member: &Member<'_>, shared: &Arc<Shared>) -> TestResult {
     let seen = Arc::clone(shared);
     let kernel_thread = spawn_on(member.cpu, "lazy", move || {
-        while !seen.over.load(Ordering::Acquire) {
+        while !seen.over.load(Ordering::Acquire) || !need_resched() {
             spin_loop();
         }
     })?;
@@ -173,15 +183,21 @@ fn be_lazy(member: &Member<'_>, shared: &Arc<Shared>) -> TestResult {
     Ok(())
 }
 
-/// Unmaps `gone` once all of `others` are lazy.
-fn unmap(mm: &MmRef, others: CpuSet, gone: &Range<u64>, shared: &Shared) -> Result<StatsSnapshot, Stop> {
+/// Waits until all of `cpus` are lazy.
+pub(super) fn await_lazy(cpus: CpuSet) -> TestResult {
     let is_lazy = |cpu: CpuId| X86.cpus().of(cpu).tlb.is_lazy();
-    let left = || others.iter().map(|cpu| X86.cpus().of(cpu).stats.snapshot()[Counter::LazyLeft]).sum::<u64>();
     let give_up = time::now_nanos() + PATIENCE_NANOS;
-    while !others.iter().all(is_lazy) {
-        ktest_assert!(time::now_nanos() < give_up, "not all of {others:?} are lazy");
+    while !cpus.iter().all(is_lazy) {
+        ktest_assert!(time::now_nanos() < give_up, "not all of {cpus:?} are lazy");
         spin_loop();
     }
+    Ok(())
+}
+
+/// Unmaps `gone` once all of `others` are lazy.
+fn unmap(mm: &MmRef, others: CpuSet, gone: &Range<u64>, shared: &Shared) -> Result<StatsSnapshot, Stop> {
+    let left = || others.iter().map(|cpu| X86.cpus().of(cpu).stats.snapshot()[Counter::LazyLeft]).sum::<u64>();
+    await_lazy(others)?;
     let (left_before, before) = (left(), X86.local().stats.snapshot());
     mm.munmap(pages(gone.start, gone.end))?;
     let sent = X86.local().stats.snapshot().since(&before);

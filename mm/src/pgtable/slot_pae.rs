@@ -40,6 +40,36 @@ const fn between(current: Entry) -> u32 {
 }
 
 impl SlotPae {
+    /// As [`load`](EntrySlot::load), with `between` done after each access but the last: for tests, which write then.
+    pub fn load_in_steps(&self, mut between: impl FnMut()) -> Entry {
+        // Acquire, all three: with the first, what the entry publishes (pairs with the last store of `store`). With the
+        // second, that what went before the high word in `store` is seen by the third: the low word has changed then.
+        let mut seen = self.low.load(Ordering::Acquire);
+        loop {
+            if seen == 0 {
+                return Entry::NONE;
+            }
+            between();
+            let high = self.high.load(Ordering::Acquire);
+            between();
+            let again = self.low.load(Ordering::Acquire);
+            if again == seen {
+                return join(seen, high);
+            }
+            seen = again;
+        }
+    }
+
+    /// As [`store`](EntrySlot::store), with `between` done after the first access: for tests, which read then.
+    pub fn store_in_steps(&self, entry: Entry, between: impl FnOnce()) {
+        debug_assert!(low(entry) != 0 || entry.is_none(), "an entry with nothing in its low word");
+        // Release: after the low word was cleared, for the reader's third load.
+        self.high.store(high(entry), Ordering::Release);
+        between();
+        // Release: the high word, and what the entry publishes; pairs with `load`.
+        self.low.store(low(entry), Ordering::Release);
+    }
+
     /// Stores the words in the wrong order. For the model that shows why.
     #[cfg(loom)]
     pub fn store_low_first(&self, entry: Entry) {
@@ -62,28 +92,11 @@ impl EntrySlot for SlotPae {
     }
 
     fn load(&self) -> Entry {
-        // Acquire, all three: with the first, what the entry publishes (pairs with the last store of `store`). With the
-        // second, that what went before the high word in `store` is seen by the third: the low word has changed then.
-        let mut seen = self.low.load(Ordering::Acquire);
-        loop {
-            if seen == 0 {
-                return Entry::NONE;
-            }
-            let high = self.high.load(Ordering::Acquire);
-            let again = self.low.load(Ordering::Acquire);
-            if again == seen {
-                return join(seen, high);
-            }
-            seen = again;
-        }
+        self.load_in_steps(|| ())
     }
 
     fn store(&self, entry: Entry) {
-        debug_assert!(low(entry) != 0 || entry.is_none(), "an entry with nothing in its low word");
-        // Release: after the low word was cleared, for the reader's third load.
-        self.high.store(high(entry), Ordering::Release);
-        // Release: the high word, and what the entry publishes; pairs with `load`.
-        self.low.store(low(entry), Ordering::Release);
+        self.store_in_steps(entry, || ());
     }
 
     fn swap(&self, entry: Entry) -> Entry {
