@@ -196,7 +196,8 @@ fn freeing_a_frame_that_is_still_a_table_is_caught() {
 fn frames_are_conserved_and_never_shared_while_cpus_allocate_free_and_drain() {
     const FRAMES: u64 = 256;
     for (seed, low_frames) in (1..=4).map(|seed| (seed, (seed % 2 == 0).then_some(96))) {
-        let (machine, allocator) = machine(SimConfig { low_frames, ..SimConfig::racy(FRAMES as usize, 4, seed) });
+        let racy = SimConfig::racy(FRAMES as usize, 4, seed);
+        let (machine, allocator) = machine(SimConfig { first_frame: Pfn(0x100), low_frames, ..racy });
         let sim = machine.handle();
         machine.run_all(|cpu| {
             let mut mine: Vec<(Pfn, u32)> = Vec::new();

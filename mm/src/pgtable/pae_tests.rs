@@ -1,13 +1,15 @@
 //! `mm` with PAE's tables, on simulated CPUs that latch the entries of the top table and know no change of one before they load
 //! it again (spec 6.1).
 
-use super::{Entry, EntrySlot, FourLevel, Level, Pae, PagingMode, Protection, SlotPae, leaf_at, pmd_offset};
+use super::{
+    Entry, EntrySlot, FourLevel, Level, Pae, PagingMode, Protection, SlotPae, leaf_at, pmd_offset, pte_offset_map,
+};
 use crate::address_space::{Mapping, MmRef};
 use crate::cpu::CpuId;
 use crate::fault::{FaultError, handle_mm_fault};
 use crate::gather::MmuGather;
 use crate::machine::Machine;
-use crate::machine::sim::{Sim, SimConfig, SimMode};
+use crate::machine::sim::{ABOVE_4_GIB, Sim, SimConfig, SimMode};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
 use crate::testing::{Process, World, map_anonymous, map_huge, page, pages};
@@ -300,5 +302,31 @@ fn a_machine_without_no_execute_never_sees_the_bit() {
         entries_are_bare("of the child", &child, Level::Pte);
         process.write(page(0), 2).unwrap();
         entries_are_bare("copied", &mm, Level::Pte);
+    });
+}
+
+/// A PTE table and its pages have addresses above 4 GiB, and eight CPUs use them: through their walkers, and by mappings of the
+/// moment, of which each has one. The emulator that the kernel runs on cannot show that of tables.
+#[test]
+fn a_table_and_pages_above_4_gib_are_used_by_eight_cpus() {
+    const ROUNDS: u64 = 10;
+    let world = World::<Pae>::new(SimConfig { table_frames: None, ..SimConfig::racy(512, 8, 1) });
+    let mm = world.alone(|| world.mm());
+    world.alone(|| map_anonymous(&mm, pages(0x200, 0x210)));
+    world.machine.run_all(|_| {
+        let (sim, process) = (world.machine.handle(), Process::enter(&world, &mm));
+        for number in (0..ROUNDS).flat_map(|_| 0x200..0x210) {
+            process.fetch_add(page(number), 1).unwrap();
+            let rcu = rcu::read_lock(sim);
+            let pmds = pmd_offset(&mm, &rcu, page(number)).unwrap();
+            let pte = pte_offset_map(&mm, pmds.slot(page(number)), page(number)).unwrap();
+            assert!(pte.pmd().pfn() >= ABOVE_4_GIB && pte.load().pfn() >= ABOVE_4_GIB && sim.mapped() == 1);
+        }
+    });
+    world.alone(|| {
+        let process = Process::enter(&world, &mm);
+        (0x200..0x210).for_each(|number| assert_eq!(process.read(page(number)), Ok(8 * ROUNDS)));
+        drop(process);
+        drop(mm);
     });
 }

@@ -1,12 +1,18 @@
 //! What a simulated machine is made of, and how unkindly it behaves.
 
+use crate::address::Pfn;
 use crate::machine::WaitingRule;
 use crate::tlb::MAX_ASIDS;
 use std::time::Duration;
 
+/// The first frame whose address has more than 32 bits.
+pub(crate) const ABOVE_4_GIB: Pfn = Pfn(1 << 20);
+
 /// The make of a [`SimMachine`](super::SimMachine). Chances are "one in so many", 0 is never.
 #[derive(Clone, Copy, Debug)]
 pub struct SimConfig {
+    /// Where physical memory begins: not at 0, so that a frame number that was never set is caught.
+    pub first_frame: Pfn,
     /// Frames of physical memory.
     pub frames: usize,
     /// How many of them are low memory; those above are high. `None` for all.
@@ -40,17 +46,26 @@ pub struct SimConfig {
 }
 
 impl SimConfig {
-    /// A machine that races: it dawdles, speculates and, seldom, evicts. Most of its memory is high, and half of it not for tables.
+    /// A machine that races: it dawdles, speculates and, seldom, evicts. Most of its memory is high, which means above 4 GiB, and
+    /// half of it not for tables.
     pub fn racy(frames: usize, cpus: usize, seed: u64) -> Self {
-        let low_frames = Some(frames.div_ceil(4));
-        let table_frames = Some(frames.div_ceil(2));
-        Self { delay: 16, speculation: 64, eviction: 4096, low_frames, table_frames, ..Self::calm(frames, cpus, seed) }
+        let low = frames.div_ceil(4);
+        Self {
+            delay: 16,
+            speculation: 64,
+            eviction: 4096,
+            first_frame: Pfn(ABOVE_4_GIB.0 - low as u64),
+            low_frames: Some(low),
+            table_frames: Some(frames.div_ceil(2)),
+            ..Self::calm(frames, cpus, seed)
+        }
     }
 
     /// A machine that does what it is told and nothing else. With one host thread at a time every run is the same. All its
     /// memory is low.
     pub fn calm(frames: usize, cpus: usize, seed: u64) -> Self {
         Self {
+            first_frame: Pfn(0x100),
             frames,
             low_frames: None,
             table_frames: None,

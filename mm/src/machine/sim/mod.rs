@@ -25,6 +25,8 @@ mod user;
 mod violation;
 mod walk;
 
+#[cfg(test)]
+pub(crate) use config::ABOVE_4_GIB;
 pub use config::SimConfig;
 pub use run::Body;
 pub use slot::{SimMode, SimSlot};

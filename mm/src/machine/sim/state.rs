@@ -18,9 +18,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// The first frame of simulated memory: not 0, so that a frame number that was never set is caught.
-const FIRST_FRAME: Pfn = Pfn(0x100);
-
 /// What a CPU unwinds with when the machine has failed elsewhere.
 pub(super) struct Stopped;
 
@@ -46,8 +43,8 @@ impl<Mode: PagingMode> State<Mode> {
             config,
             locals: Cpus::new(),
             cpus: (0..config.cpus as u32).map(|cpu| SimCpu::new(CpuId(cpu), mix(config.seed))).collect(),
-            memory: PhysicalMemory::new(FIRST_FRAME, config.frames),
-            memmap: MemMap::new(FIRST_FRAME, pages),
+            memory: PhysicalMemory::new(config.first_frame, config.frames),
+            memmap: MemMap::new(config.first_frame, pages),
             epoch: Instant::now(),
             deadline: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -202,12 +199,12 @@ impl<Mode: PagingMode> State<Mode> {
 
     /// Whether `pfn` is high memory.
     pub(super) fn is_high(&self, pfn: Pfn) -> bool {
-        self.config.low_frames.is_some_and(|low| pfn.0 >= FIRST_FRAME.0 + low as u64)
+        self.config.low_frames.is_some_and(|low| pfn.0 >= self.config.first_frame.0 + low as u64)
     }
 
     /// Whether walkers find a table in `pfn`.
     pub(super) fn walks(&self, pfn: Pfn) -> bool {
-        self.config.table_frames.is_none_or(|tables| pfn.0 < FIRST_FRAME.0 + tables as u64)
+        self.config.table_frames.is_none_or(|tables| pfn.0 < self.config.first_frame.0 + tables as u64)
     }
 
     fn check_unmapped(&self, pfn: Pfn) {
