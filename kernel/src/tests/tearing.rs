@@ -118,13 +118,13 @@ fn mixes_in_refilled_slot(sync: fn(), patience: u64) -> Result<usize, Stop> {
     let seen = crew::run(online(), &|member| {
         member.meet_awake();
         if member.index == 0 {
-            for number in 1..=2 {
+            for (number, pointer) in (1..).zip(&POINTERS[1..]) {
                 while stops[1..member.count].iter().any(|stops| stops.load(Ordering::Acquire) < number) {
                     spin_loop();
                 }
                 slot.swap(Entry::NONE);
                 sync();
-                slot.store(POINTERS[number]);
+                slot.store(*pointer);
                 filled.store(number, Ordering::Release);
             }
             return Entry::NONE;
