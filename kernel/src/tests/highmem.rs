@@ -2,18 +2,21 @@
 //! each zone (issue "PAE", point 4).
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arch_x86::machine::X86;
 use mm::address::Pfn;
 use mm::fault::{FaultError, handle_mm_fault};
 use mm::frame::{MAX_ORDER, Zone};
 use mm::machine::Machine;
-use mm::pgtable::{pmd_offset, pte_offset_map, pte_unmap};
+use mm::pgtable::{Entry, EntrySlot, Level, pmd_offset, pte_offset_map, pte_unmap};
 use mm::sync::rcu;
 use mm::vma::Access;
 
-use super::support::{add, frame_at, map_anonymous, page, pages, read, write};
+use super::race::come_and_go::needs_a_second_cpu;
+use super::support::{add, first_cpus, frame_at, map_anonymous, page, pages, read, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::interrupt::call_on;
 use crate::memory::{Mm, enter, memory, settle};
 use crate::smp::online;
 use crate::workload::crew;
@@ -51,6 +54,40 @@ ktest! {
         outcomes.into_iter().collect::<TestResult>()?;
         let (table, frame) = table_and_frame(&mm, 0)?;
         t.note(format_args!("page 0 at {:#x}, its table at {:#x}", frame.address(), table.address()));
+    }
+
+    /// An interrupt maps a frame, and ends that, while the CPU is mapping frames itself: each finds what it has mapped.
+    #[only("PAE")]
+    fn an_interrupt_may_map_while_its_cpu_does(t: &TestContext) {
+        const CALLS: usize = 1000;
+        needs_a_second_cpu(t)?;
+        needs_memory_above_4_gib()?;
+        let frames = Marked::take()?;
+        let Marked(ours) = &frames;
+        let (done, wrong) = (AtomicBool::new(false), AtomicUsize::new(0));
+        // What a frame shows where it is mapped is what lies in it.
+        let look = |number: usize| {
+            if mark(ours[number]) != mark_of(number) {
+                wrong.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let cpus = first_cpus(2);
+        let looks = crew::run(cpus, &|member| {
+            member.meet_awake();
+            if member.index > 0 {
+                (0..CALLS).for_each(|_| call_on(cpus.without(member.cpu), &|| look(2)));
+                done.store(true, Ordering::Release);
+                return 0;
+            }
+            let mut looks = 0_usize;
+            while !done.load(Ordering::Acquire) {
+                look(looks % 2);
+                looks += 1;
+            }
+            looks
+        })?;
+        let wrong = wrong.load(Ordering::Relaxed);
+        ktest_assert!(wrong == 0, "{wrong} of {} looks showed another frame", looks[0] + CALLS);
     }
 
     /// High memory is used up first, then low memory, then there is an error, after which what is mapped is all there, and more
@@ -104,6 +141,43 @@ fn table_and_frame(mm: &Mm, number: u64) -> Result<(Pfn, Pfn), Stop> {
     pte_unmap(pte);
     ktest_assert_eq!(X86.mapped(), 0);
     Ok((pmd.load().pfn(), frame))
+}
+
+/// Three frames of high memory, each with its mark. They are given back when dropped.
+struct Marked(Vec<Pfn>);
+
+impl Marked {
+    fn take() -> Result<Self, Stop> {
+        let mut frames = Self(Vec::new());
+        for number in 0..3 {
+            let frame = memory().frames().alloc(X86)?;
+            frames.0.push(frame);
+            ktest_assert!(X86.is_high(frame), "{frame:?} is not high");
+            let table = X86.map_table(frame, Level::Pte);
+            table[0].store(mark_of(number));
+            X86.unmap_table(table);
+        }
+        Ok(frames)
+    }
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|frame| memory().frames().free(X86, frame));
+    }
+}
+
+/// The mark of frame `number`.
+fn mark_of(number: usize) -> Entry {
+    Entry::table(Pfn(0x100 + number as u64))
+}
+
+/// The mark that `frame` has.
+fn mark(frame: Pfn) -> Entry {
+    let table = X86.map_table(frame, Level::Pte);
+    let mark = table[0].load();
+    X86.unmap_table(table);
+    mark
 }
 
 /// Frames taken away from each zone, to be given back when dropped.
