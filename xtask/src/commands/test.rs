@@ -83,7 +83,8 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     if filter.is_empty() && options.guest.kernel.is_none() && whole {
         progress.part(HOST);
         let usual = options.guest.smp >= CITED_CPUS && options.guest.mem.is_none();
-        check_coverage(workspace, Ran { host, kernel: guest, usual }, &mut progress);
+        let ran = Ran { host, kernel: guest, outside: guest && from_outside, usual };
+        check_coverage(workspace, ran, &mut progress);
     }
     if progress.tally().cases().is_empty() && (no_match || !guest) {
         bail!("no test has a name with {filter:?} in it; cargo xtask list names them");
