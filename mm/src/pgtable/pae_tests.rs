@@ -15,6 +15,7 @@ use crate::sync::rcu;
 use crate::testing::{Process, World, map_anonymous, map_huge, page, pages};
 use crate::tlb::check_latched;
 use crate::vma::Access;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const CPU1: CpuId = CpuId(1);
 const CPU2: CpuId = CpuId(2);
@@ -189,6 +190,53 @@ fn a_pte_table_goes_after_all_cpus_have_taken_an_interrupt() {
     assert_eq!(interrupts::<Pae>(|mm| mm.munmap(pages(0x200, 0x300)).unwrap()), 0, "the table stays");
     assert_eq!(interrupts::<FourLevel>(|mm| mm.madvise_dontneed(pages(0x200, 0x400)).unwrap()), 0);
     assert_eq!(interrupts::<FourLevel>(|mm| mm.munmap(pages(0x200, 0x400)).unwrap()), 0);
+}
+
+/// R29: CPU 1 is in the midst of reading a slot, with interrupts off, when CPU 0 takes the table out of it. CPU 2, which wants one
+/// there, waits for the PMD lock until CPU 1 is through.
+#[test]
+fn a_slot_is_not_filled_again_before_its_readers_are_through() {
+    let world = World::<Pae>::new(SimConfig::calm(512, 3, 1));
+    let (sim, mm) = (world.machine.handle(), world.alone(|| world.mm()));
+    world.alone(|| {
+        map_anonymous(&mm, pages(0x200, 0x400));
+        touch(&mm, 0x200);
+    });
+    let pmd = || {
+        let rcu = rcu::read_lock(sim);
+        pmd_offset(&mm, &rcu, page(0x200)).unwrap().slot(page(0x200)).load()
+    };
+    let (reads, is_gone) = (AtomicBool::new(false), AtomicBool::new(false));
+    let wait_for = |flag: &AtomicBool| {
+        while !flag.load(Ordering::Acquire) {
+            sim.pause();
+        }
+    };
+    world.machine.run_all(|cpu| match cpu.0 {
+        0 => {
+            wait_for(&reads);
+            mm.madvise_dontneed(pages(0x200, 0x400)).unwrap();
+        }
+        1 => {
+            let irqs = sim.irq_save();
+            reads.store(true, Ordering::Release);
+            while !pmd().is_none() {
+                sim.pause();
+            }
+            is_gone.store(true, Ordering::Release);
+            for _ in 0..2000 {
+                assert!(pmd().is_none(), "filled while a CPU may hold half of what was there");
+                sim.pause();
+            }
+            sim.irq_restore(irqs);
+        }
+        _ => {
+            wait_for(&is_gone);
+            touch(&mm, 0x200);
+        }
+    });
+    world.alone(|| assert!(pmd().is_table()));
+    world.alone(|| drop(mm));
 }
 
 /// Nobody reads the tables of an address space that ends, so nobody is interrupted for them.
