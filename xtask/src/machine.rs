@@ -57,6 +57,17 @@ pub struct Machine {
     pub lacks: Option<&'static str>,
 }
 
+/// A machine to try things on: eight translated CPUs that keep the host's time.
+#[cfg(test)]
+pub const EIGHT_CPUS: Machine = Machine {
+    arch: Arch::X86_64,
+    cpus: 8,
+    memory_mib: 512,
+    accelerator: Accelerator::Tcg,
+    clock: Clock::Host,
+    lacks: None,
+};
+
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.cpus == 1 { "" } else { "s" };

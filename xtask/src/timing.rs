@@ -62,34 +62,25 @@ pub fn host_limits(machine: &Machine, guest_limit: Duration, margin: Duration, e
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::Arch;
-
-    const TCG: Machine = Machine {
-        arch: Arch::X86_64,
-        cpus: 8,
-        memory_mib: 512,
-        accelerator: Accelerator::Tcg,
-        clock: Clock::Host,
-        lacks: None,
-    };
+    use crate::machine::EIGHT_CPUS;
 
     #[test]
     fn a_translated_guest_gets_more_time_than_a_native_one() {
-        let kvm = Machine { accelerator: Accelerator::Kvm, ..TCG };
-        assert!(guest_limit(&kvm, None) < guest_limit(&TCG, None));
+        let kvm = Machine { accelerator: Accelerator::Kvm, ..EIGHT_CPUS };
+        assert!(guest_limit(&kvm, None) < guest_limit(&EIGHT_CPUS, None));
         assert_eq!(guest_limit(&kvm, Some(Duration::from_secs(7))), Duration::from_secs(7));
     }
 
     #[test]
     fn the_kernels_watchdog_comes_before_the_hosts() {
         for shift in 0..=crate::machine::MAX_SHIFT {
-            let machine = Machine { clock: Clock::Instructions { shift }, ..TCG };
+            let machine = Machine { clock: Clock::Instructions { shift }, ..EIGHT_CPUS };
             let guest = guest_limit(&machine, None);
             assert!(guest >= LEAST_GUEST_TIME);
             let host = host_limits(&machine, guest, MARGIN, Entry::Direct);
             assert!(host.silence.is_some_and(|limit| limit >= Duration::from_secs(60)), "shift {shift}: {host:?}");
         }
-        let host = host_limits(&TCG, Duration::from_secs(60), MARGIN, Entry::Direct);
+        let host = host_limits(&EIGHT_CPUS, Duration::from_secs(60), MARGIN, Entry::Direct);
         assert_eq!(host.silence, Some(Duration::from_secs(75)));
     }
 }

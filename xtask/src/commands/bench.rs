@@ -123,21 +123,12 @@ fn machines(bench: BenchName, asked: Machine, cores: usize, threads: bool) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::Arch;
-    use crate::machine::{Accelerator, Clock};
+    use crate::machine::{Clock, EIGHT_CPUS};
 
     #[test]
     fn contests_are_held_on_both_clocks_where_cores_are_too_few() {
-        let asked = Machine {
-            arch: Arch::X86_64,
-            cpus: 8,
-            memory_mib: 512,
-            accelerator: Accelerator::Tcg,
-            clock: Clock::Host,
-            lacks: None,
-        };
         let clocks = |bench, cores, threads| -> Vec<bool> {
-            machines(bench, asked, cores, threads).iter().map(|machine| machine.clock == Clock::Host).collect()
+            machines(bench, EIGHT_CPUS, cores, threads).iter().map(|machine| machine.clock == Clock::Host).collect()
         };
         assert_eq!(clocks(BenchName::Locks, 2, false), [true, false]);
         assert_eq!(clocks(BenchName::Waiting, 2, true), [true]);

@@ -98,18 +98,11 @@ pub(super) fn on_its_clock(asked: Machine, cores: usize, threads: bool) -> Machi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::Arch;
+    use crate::machine::EIGHT_CPUS;
 
     #[test]
     fn cpus_take_turns_where_cores_are_too_few_and_nobody_asked_otherwise() {
-        let asked = Machine {
-            arch: Arch::X86_64,
-            cpus: 8,
-            memory_mib: 512,
-            accelerator: Accelerator::Tcg,
-            clock: Clock::Host,
-            lacks: None,
-        };
+        let asked = EIGHT_CPUS;
         assert_eq!(on_its_clock(asked, 2, false).clock, TURNS);
         assert_eq!(on_its_clock(asked, 8, false), asked);
         assert_eq!(on_its_clock(asked, 2, true), asked);

@@ -122,8 +122,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::build::Arch;
-    use crate::machine::Task;
+    use crate::machine::{EIGHT_CPUS, Task};
     use crate::protocol::logline::Level;
 
     fn arguments(machine: Machine, seed: u64) -> String {
@@ -146,29 +145,20 @@ mod tests {
         words.join(" ")
     }
 
-    const MACHINE: Machine = Machine {
-        arch: Arch::X86_64,
-        cpus: 8,
-        memory_mib: 512,
-        accelerator: Accelerator::Tcg,
-        clock: Clock::Host,
-        lacks: None,
-    };
-
     #[test]
     fn commas_are_doubled_where_qemu_splits_at_them() {
-        let line = arguments(MACHINE, 1);
+        let line = arguments(EIGHT_CPUS, 1);
         assert!(line.contains("-serial file:/a,,b/serial.log"), "{line}");
         assert!(line.contains("filter=a,,b seed=1"), "{line}");
     }
 
     #[test]
     fn a_deterministic_machine_has_one_thread_and_nothing_from_outside() {
-        let line = arguments(Machine { clock: Clock::Instructions { shift: 4 }, ..MACHINE }, 7);
+        let line = arguments(Machine { clock: Clock::Instructions { shift: 4 }, ..EIGHT_CPUS }, 7);
         for part in ["tcg,thread=single", "-icount shift=4,sleep=off", "clock=vm,base=2026", "-seed 7"] {
             assert!(line.contains(part), "{part} in {line}");
         }
-        assert!(arguments(MACHINE, 7).contains("-accel tcg,thread=multi"));
-        assert!(!arguments(MACHINE, 7).contains("icount"));
+        assert!(arguments(EIGHT_CPUS, 7).contains("-accel tcg,thread=multi"));
+        assert!(!arguments(EIGHT_CPUS, 7).contains("icount"));
     }
 }

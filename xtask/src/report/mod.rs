@@ -152,8 +152,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::build::Arch;
-    use crate::machine::{Accelerator, Clock, Machine, Task};
+    use crate::machine::{EIGHT_CPUS, Machine, Task};
     use crate::protocol::logline::Level;
     use crate::runner::Medium;
 
@@ -163,14 +162,7 @@ mod tests {
             transcript.feed(line, Duration::ZERO);
         }
         let plan = Plan {
-            machine: Machine {
-                arch: Arch::X86_64,
-                cpus: 2,
-                memory_mib: 512,
-                accelerator: Accelerator::Tcg,
-                clock: Clock::Host,
-                lacks: None,
-            },
+            machine: Machine { cpus: 2, ..EIGHT_CPUS },
             medium: Medium::Pvh("k".into()),
             task: Task::Test { filter: String::new() },
             seed: 9,
