@@ -5,6 +5,7 @@ use super::{
     pte_free,
 };
 use crate::address::Pfn;
+use crate::address_space::MmRef;
 use crate::config::{ALLOC_SPLIT_PTLOCKS, USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::cpu::CpuId;
 use crate::fault::{FaultError, handle_mm_fault};
@@ -29,16 +30,22 @@ fn frame(world: &TestWorld) -> Pfn {
     world.memory.frames().alloc_zeroed(world.machine.handle()).unwrap()
 }
 
+/// An address space of pages 0x200 and 0x400, one PTE table apart. The first has its tables; the second lacks the last.
+fn with_one_pte_table(world: &TestWorld) -> MmRef<Sim<FourLevel>> {
+    let mm = world.mm();
+    map_anonymous(&mm, pages(0x200, 0x201));
+    map_anonymous(&mm, pages(0x400, 0x401));
+    handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+    mm
+}
+
 /// A PMD table in the place of a PTE table would be read as one.
 #[test]
 #[cfg_attr(debug_assertions, should_panic(expected = "a table of another level"))]
 fn a_table_of_another_level_is_not_installed() {
     let world = calm();
     world.alone(|| {
-        let mm = world.mm();
-        map_anonymous(&mm, pages(0x200, 0x201));
-        map_anonymous(&mm, pages(0x400, 0x401));
-        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let mm = with_one_pte_table(&world);
         let rcu = rcu::read_lock(mm.machine());
         let pmds = pmd_offset(&mm, &rcu, page(0x400)).unwrap();
         let vma = mm.find_vma(&rcu, page(0x400)).unwrap();
@@ -184,9 +191,7 @@ fn a_table_without_its_destructor_is_not_freed() {
 fn a_table_without_its_constructor_is_not_used() {
     let world = calm();
     world.alone(|| {
-        let mm = world.mm();
-        map_anonymous(&mm, pages(0x200, 0x600));
-        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let mm = with_one_pte_table(&world);
         let machine = mm.machine();
         let rcu = rcu::read_lock(machine);
         let pmds = pmd_offset(&mm, &rcu, page(0x400)).unwrap();
@@ -202,9 +207,7 @@ fn a_table_without_its_constructor_is_not_used() {
 fn a_table_after_its_destructor_is_not_used() {
     let world = calm();
     world.alone(|| {
-        let mm = world.mm();
-        map_anonymous(&mm, pages(0x200, 0x600));
-        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let mm = with_one_pte_table(&world);
         let rcu = rcu::read_lock(mm.machine());
         let pmds = pmd_offset(&mm, &rcu, page(0x200)).unwrap();
         pagetable_dtor(world.memory, pmds.slot(page(0x200)).load().pfn());
@@ -219,9 +222,7 @@ fn a_table_after_its_destructor_is_not_used() {
 fn a_table_whose_lock_is_held_is_not_destroyed() {
     let world = calm();
     world.alone(|| {
-        let mm = world.mm();
-        map_anonymous(&mm, pages(0x200, 0x600));
-        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let mm = with_one_pte_table(&world);
         let rcu = rcu::read_lock(mm.machine());
         let pmds = pmd_offset(&mm, &rcu, page(0x200)).unwrap();
         let pmd = pmds.slot(page(0x200));
@@ -270,10 +271,7 @@ fn each_table_hangs_in_one_slot() {
 fn a_spare_table_is_taken_only_by_a_none_slot_and_counted_while_linked() {
     let world = calm();
     world.alone(|| {
-        let mm = world.mm();
-        map_anonymous(&mm, pages(0x200, 0x201));
-        map_anonymous(&mm, pages(0x400, 0x401));
-        handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+        let mm = with_one_pte_table(&world);
         let linked = mm.linked_table_bytes();
         let mut spare = Some(pte_alloc_one(world.memory).unwrap());
         assert_eq!(mm.linked_table_bytes(), linked, "counted before it is linked");
