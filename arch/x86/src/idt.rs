@@ -16,12 +16,8 @@ pub mod exception {
     pub const DEBUG: u64 = 1;
     /// Non-maskable interrupt.
     pub const NON_MASKABLE: u64 = 2;
-    /// `INT3`.
-    pub const BREAKPOINT: u64 = 3;
     /// Double fault.
     pub const DOUBLE_FAULT: u64 = 8;
-    /// General protection.
-    pub const GENERAL_PROTECTION: u64 = 13;
     /// Page fault.
     pub const PAGE_FAULT: u64 = 14;
     /// Machine check.
