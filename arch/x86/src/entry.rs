@@ -10,6 +10,20 @@ use crate::interrupts;
 /// Vectors whose error code the CPU pushes: 8, 10 to 14, 17, 21, 29, 30.
 pub(crate) const ERROR_CODES: u32 = 0x6022_7d00;
 
+/// Bytes of a stub.
+const STUB_SIZE: usize = 16;
+
+unsafe extern "C" {
+    /// The mode's stubs, one for each vector.
+    #[link_name = "latchwork_trap_stubs"]
+    static STUBS: [u8; 256 * STUB_SIZE];
+}
+
+/// Address of the stub for `vector`.
+pub(crate) fn stub(vector: usize) -> usize {
+    (&raw const STUBS).addr() + vector * STUB_SIZE
+}
+
 /// The kernel's handler, a `fn(&mut TrapFrame)`. Written by [`set_handler`] before the table of gates is loaded
 /// anywhere, read relaxed by every trap after.
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());

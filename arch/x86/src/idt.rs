@@ -3,9 +3,8 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use crate::bits::entry::stub;
 use crate::bits::gate::Gate;
-use crate::entry::{self, TrapFrame};
+use crate::entry::{self, TrapFrame, stub};
 
 /// Number of vectors.
 const VECTORS: usize = 256;

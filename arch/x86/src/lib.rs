@@ -22,6 +22,7 @@ pub mod paging;
 pub mod percpu;
 pub mod reset;
 pub mod time;
+pub mod trampoline;
 pub mod user_access;
 
 #[cfg(target_pointer_width = "64")]
@@ -34,4 +35,4 @@ mod bits;
 
 #[cfg(target_pointer_width = "32")]
 pub use bits::kmap;
-pub use bits::{gdt, switch, trampoline};
+pub use bits::{gdt, switch};

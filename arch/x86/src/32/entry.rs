@@ -118,19 +118,6 @@ pub(crate) fn flags() -> usize {
     flags
 }
 
-/// Address of the stub for `vector`.
-pub(crate) fn stub(vector: usize) -> usize {
-    (&raw const trap_stubs).addr() + vector * STUB_SIZE
-}
-
-unsafe extern "C" {
-    /// The stubs, each [`STUB_SIZE`] bytes long.
-    #[link_name = "latchwork_trap_stubs"]
-    static trap_stubs: [u8; 256 * STUB_SIZE];
-}
-
-const STUB_SIZE: usize = 16;
-
 /// Flags of the interrupted program that are put back: CF, PF, AF, ZF, SF, IF, DF, OF, AC, ID and the bit that is always set.
 const KEPT_FLAGS: u32 = 0x0024_0ed7;
 

@@ -108,19 +108,6 @@ pub(crate) fn flags() -> usize {
     flags
 }
 
-/// Address of the stub for `vector`.
-pub(crate) fn stub(vector: usize) -> usize {
-    (&raw const trap_stubs).addr() + vector * STUB_SIZE
-}
-
-unsafe extern "C" {
-    /// The stubs, each [`STUB_SIZE`] bytes long.
-    #[link_name = "latchwork_trap_stubs"]
-    static trap_stubs: [u8; 256 * STUB_SIZE];
-}
-
-const STUB_SIZE: usize = 16;
-
 /// `INVARIANT`: on the way into `dispatch` the stack pointer is a multiple of 16. The CPU aligns it before it pushes
 /// its five words; the frame has 22 words, the link for backtraces two.
 const _: () = assert!(size_of::<TrapFrame>() == 22 * 8);

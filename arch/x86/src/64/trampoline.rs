@@ -1,31 +1,25 @@
-//! From the start-up message to Rust on an application processor.
+//! What an application processor goes through from real mode to the 64-bit kernel.
 //!
-//! The CPU begins in real mode in a page below 1 MiB. It goes to long mode in one step (`CR4.PAE` and `LA57`, `CR3`, `EFER.LME`,
-//! then `CR0.PE` and `CR0.PG` together), on tables of its own that map the page at its own address beside the kernel
-//! half, and jumps to the kernel with the stack and the argument it finds in the page. One CPU uses the page at a time.
+//! It goes to long mode in one step (`CR4.PAE` and `LA57`, `CR3`, `EFER.LME`, then `CR0.PE` and `CR0.PG` together), on tables of its
+//! own that map the page at its own address beside the kernel half.
 
 use core::arch::global_asm;
 use core::mem::offset_of;
-use core::ptr;
-use core::sync::atomic::{Ordering, fence};
 
+use crate::trampoline::{Destination, FRAME_SIZE, PARAMETERS};
 use crate::{control, msr};
 
 /// Five levels of tables instead of four.
 const FIVE_LEVELS: bool = cfg!(feature = "five-level");
 
-/// Frames the trampoline needs, contiguous, below 1 MiB: code and data, and a table of each level above the PTEs.
+/// Frames the trampoline needs, contiguous, below 1 MiB: code and parameters, and a table of each level above the PTEs.
 pub const FRAMES: usize = if FIVE_LEVELS { 5 } else { 4 };
 
-const FRAME_SIZE: usize = 4096;
 const ENTRIES: usize = 512;
 const PRESENT_WRITABLE: u64 = 0b11;
 const LARGE: u64 = 1 << 7;
 /// First entry of the root table that belongs to the kernel half.
 const KERNEL_HALF: usize = ENTRIES / 2;
-
-/// Where in the page the parameters lie; the code ends before.
-const PARAMETERS: usize = 0xf00;
 
 /// Long mode, ring 0, code.
 const CODE_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
@@ -33,10 +27,8 @@ const CODE_SELECTOR: u16 = 8;
 
 /// What the code in the page reads.
 #[repr(C)]
-struct Parameters {
-    entry: u64,
-    stack_top: u64,
-    argument: u64,
+pub(crate) struct Parameters {
+    pub(crate) destination: Destination,
     /// Descriptor table: the null descriptor and [`CODE_DESCRIPTOR`].
     gdt: [u64; 2],
     root: u32,
@@ -50,99 +42,41 @@ struct Parameters {
     gdt_base: u32,
 }
 
-/// A trampoline set up in low memory.
-#[derive(Debug)]
-pub struct Trampoline {
-    page: u8,
-    parameters: *mut Parameters,
-}
-
-// SAFETY: the pointer leads to memory that the trampoline owns.
-unsafe impl Send for Trampoline {}
-
-/// The frames cannot serve: not below 1 MiB, or not on a frame boundary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnusableFrames;
-
-impl Trampoline {
-    /// Sets the trampoline up in [`FRAMES`] frames from physical address `frames`, which the kernel sees at `window`.
-    /// `root` is the kernel's root table as the kernel sees it; its upper half must be complete.
-    ///
-    /// # Errors
-    /// When the frames cannot serve.
-    ///
-    /// # Safety
-    /// The frames must be RAM, visible at `window` and used by nothing else until every CPU started through them has
-    /// loaded another root table.
-    pub unsafe fn new(frames: u64, window: *mut u8, root: *const u64) -> Result<Self, UnusableFrames> {
-        let page = u8::try_from(frames / FRAME_SIZE as u64).map_err(|_| UnusableFrames)?;
-        if !frames.is_multiple_of(FRAME_SIZE as u64) || usize::from(page) + FRAMES > 0x100 {
-            return Err(UnusableFrames);
+/// Makes the tables in the frames from physical address `base`, and what the code is to read.
+///
+/// # Safety
+/// The frames must be the caller's, zeroed and visible at `window`; `root` must be the kernel's root table, its upper half complete.
+pub(crate) unsafe fn prepare(base: u32, window: *mut u8, root: *const u64) -> Parameters {
+    let table = |index: usize| window.wrapping_add(index * FRAME_SIZE).cast::<u64>();
+    let physical = |index: usize| base + (index * FRAME_SIZE) as u32;
+    // SAFETY: the caller vouches for the frames, and tables are 512 entries each. The root's upper half is read, never kept.
+    unsafe {
+        for entry in KERNEL_HALF..ENTRIES {
+            table(1).add(entry).write(root.add(entry).read_volatile());
         }
-        let table = |index: usize| window.wrapping_add(index * FRAME_SIZE).cast::<u64>();
-        let physical = |index: usize| frames + (index * FRAME_SIZE) as u64;
-        // SAFETY: the caller hands over the frames; the code is `PARAMETERS` bytes long by its `.org`, and tables are 512
-        // entries each. The root's upper half is read, never kept.
-        unsafe {
-            ptr::write_bytes(window, 0, FRAMES * FRAME_SIZE);
-            ptr::copy_nonoverlapping(&raw const CODE, window, PARAMETERS);
-            for entry in KERNEL_HALF..ENTRIES {
-                table(1).add(entry).write(root.add(entry).read_volatile());
-            }
-            for level in 1..FRAMES - 1 {
-                table(level).write(physical(level + 1) | PRESENT_WRITABLE);
-            }
-            // The first 2 MiB at their own address.
-            table(FRAMES - 1).write(PRESENT_WRITABLE | LARGE);
+        for level in 1..FRAMES - 1 {
+            table(level).write(u64::from(physical(level + 1)) | PRESENT_WRITABLE);
         }
-        // Below 1 MiB, as checked above.
-        let base = frames as u32;
-        let long_mode_offset = (&raw const CODE_LONG_MODE).addr() - (&raw const CODE).addr();
-        let parameters = window.wrapping_add(PARAMETERS).cast::<Parameters>();
-        let contents = Parameters {
-            entry: 0,
-            stack_top: 0,
-            argument: 0,
-            gdt: [0, CODE_DESCRIPTOR],
-            root: physical(1) as u32,
-            // The kernel half holds no-execute entries; all other protections are switched on later.
-            efer: (msr::EFER_LONG_MODE_ENABLE | msr::EFER_NO_EXECUTE_ENABLE) as u32,
-            long_mode: base + long_mode_offset as u32,
-            long_mode_selector: CODE_SELECTOR,
-            gdt_limit: size_of::<[u64; 2]>() as u16 - 1,
-            gdt_base: base + (PARAMETERS + offset_of!(Parameters, gdt)) as u32,
-        };
-        // SAFETY: the parameters lie in the first frame.
-        unsafe { parameters.write(contents) };
-        Ok(Self { page, parameters })
+        // The first 2 MiB at their own address.
+        table(FRAMES - 1).write(PRESENT_WRITABLE | LARGE);
     }
-
-    /// The page number for the start-up message.
-    #[must_use]
-    pub fn page(&self) -> u8 {
-        self.page
-    }
-
-    /// Sets where the next CPU goes: `entry(argument)` on the stack that ends at `stack_top`, interrupts off, in long
-    /// mode, with GS, segments, gates and root table still to be loaded.
-    ///
-    /// # Safety
-    /// The CPU started last must be through. The stack must be the new CPU's own.
-    pub unsafe fn aim(&mut self, entry: extern "C" fn(usize) -> !, stack_top: usize, argument: usize) {
-        // SAFETY: the parameters are ours, and no CPU reads them now.
-        unsafe {
-            (*self.parameters).entry = entry as usize as u64;
-            (*self.parameters).stack_top = stack_top as u64;
-            (*self.parameters).argument = argument as u64;
-        }
-        // The stores precede the start-up message.
-        fence(Ordering::SeqCst);
+    let long_mode_offset = (&raw const CODE_LONG_MODE).addr() - (&raw const CODE).addr();
+    Parameters {
+        destination: Destination::default(),
+        gdt: [0, CODE_DESCRIPTOR],
+        root: physical(1),
+        // The kernel half holds no-execute entries; all other protections are switched on later.
+        efer: (msr::EFER_LONG_MODE_ENABLE | msr::EFER_NO_EXECUTE_ENABLE) as u32,
+        long_mode: base + long_mode_offset as u32,
+        long_mode_selector: CODE_SELECTOR,
+        gdt_limit: size_of::<[u64; 2]>() as u16 - 1,
+        gdt_base: base + (PARAMETERS + offset_of!(Parameters, gdt)) as u32,
     }
 }
 
 unsafe extern "C" {
     #[link_name = "latchwork_ap_code"]
-    static CODE: u8;
+    pub(crate) static CODE: u8;
     #[link_name = "latchwork_ap_long_mode"]
     static CODE_LONG_MODE: u8;
 }
@@ -197,11 +131,9 @@ global_asm!(
     efer = const PARAMETERS + offset_of!(Parameters, efer),
     root = const PARAMETERS + offset_of!(Parameters, root),
     long_mode = const PARAMETERS + offset_of!(Parameters, long_mode),
-    stack_top = const PARAMETERS + offset_of!(Parameters, stack_top),
-    argument = const PARAMETERS + offset_of!(Parameters, argument),
-    entry = const PARAMETERS + offset_of!(Parameters, entry),
+    stack_top = const PARAMETERS + offset_of!(Parameters, destination.stack_top),
+    argument = const PARAMETERS + offset_of!(Parameters, destination.argument),
+    entry = const PARAMETERS + offset_of!(Parameters, destination.entry),
     parameters = const PARAMETERS,
     efer_register = const msr::EFER,
 );
-
-const _: () = assert!(PARAMETERS + size_of::<Parameters>() <= FRAME_SIZE);
