@@ -18,13 +18,15 @@ impl Symbols {
 
     /// Describes a chain of addresses, innermost first, one line per (inlined) function.
     pub fn backtrace(&self, frames: &[u64]) -> Vec<String> {
+        // `0x` and the digits of the kernel's words.
+        let width = if frames.iter().all(|frame| u32::try_from(*frame).is_ok()) { 10 } else { 18 };
         let mut lines = Vec::new();
         let mut depth = 0;
         for same in frames.chunk_by(|one, next| one == next) {
             // A return address is that of the next instruction, which may belong to the next line or function.
             let probe = if depth == 0 { same[0] } else { same[0].saturating_sub(1) };
             for place in self.places(probe) {
-                lines.push(format!("{depth:>3}: {:#018x} {place}", same[0]));
+                lines.push(format!("{depth:>3}: {:#0width$x} {place}", same[0]));
             }
             depth += same.len();
             if same.len() > 1 {
@@ -105,6 +107,8 @@ mod tests {
         let lines = symbols.backtrace(&[0x10, 0x20, 0x20, 0x20, 0x30]);
         assert_eq!(lines.len(), 4);
         assert!(lines[2].contains("and 2 times more"), "{lines:?}");
-        assert!(lines[3].trim_start().starts_with("4: 0x0000000000000030"), "{lines:?}");
+        assert!(lines[3].trim_start().starts_with("4: 0x00000030"), "{lines:?}");
+        let long = symbols.backtrace(&[0xffff_8000_0000_0010, 0x20]);
+        assert!(long[1].trim_start().starts_with("1: 0x0000000000000020"), "{long:?}");
     }
 }
