@@ -199,6 +199,8 @@ pub enum BenchName {
     Waiting,
     /// Where a lock is stored.
     Storage,
+    /// Taking pages and tables away.
+    Tables,
 }
 
 /// `test`

@@ -4,3 +4,4 @@ pub mod crew;
 pub mod locks;
 mod storage;
 pub mod storm;
+mod tables;

@@ -29,7 +29,7 @@ const USUAL_ROUNDS: u64 = 5;
 
 impl BenchName {
     /// All of them.
-    const ALL: [Self; 3] = [Self::Locks, Self::Waiting, Self::Storage];
+    const ALL: [Self; 4] = [Self::Locks, Self::Waiting, Self::Storage, Self::Tables];
 
     /// The kernel's word for it.
     fn workload(self) -> &'static str {
@@ -37,6 +37,7 @@ impl BenchName {
             Self::Locks => "locks",
             Self::Waiting => "waiting",
             Self::Storage => "storage",
+            Self::Tables => "tables",
         }
     }
 
@@ -46,6 +47,7 @@ impl BenchName {
             Self::Locks => "every lock algorithm at 1, 2, 4 and 8 CPUs: turns per second, the longest wait",
             Self::Waiting => "the ticket lock by rounds outside the queue and polls between halts",
             Self::Storage => "a lock in the frame's descriptor against one behind a pointer there",
+            Self::Tables => "a page taken away alone, with its PTE table, with its PMD table",
         }
     }
 }
@@ -110,6 +112,7 @@ fn table(bench: BenchName, rows: &[Row]) -> String {
         BenchName::Locks => bench::locks(rows),
         BenchName::Waiting => bench::waiting(rows),
         BenchName::Storage => bench::storage(rows),
+        BenchName::Tables => bench::tables(rows),
     }
 }
 
@@ -134,5 +137,6 @@ mod tests {
         assert_eq!(clocks(BenchName::Waiting, 2, true), [true]);
         assert_eq!(clocks(BenchName::Locks, 8, false), [true]);
         assert_eq!(clocks(BenchName::Storage, 2, false), [true]);
+        assert_eq!(clocks(BenchName::Tables, 2, false), [true, false]);
     }
 }

@@ -175,6 +175,25 @@ pub fn storage(rows: &[Row]) -> String {
     format!("{table}  a lock takes {} bytes, a frame's descriptor {}\n", bytes("lock_bytes"), bytes("page_bytes"))
 }
 
+/// What is taken away, by CPUs in the address space.
+pub fn tables(rows: &[Row]) -> String {
+    let mut table =
+        Table::new(&["taken away", "CPUs in it", "each takes", "(range)", "ratio", "interrupted", "fault before"]);
+    for row in rows {
+        let page = rows.iter().find(|other| other.name == "page" && other.contest == row.contest);
+        table.row(vec![
+            row.name.clone(),
+            row.key("cpus").to_string(),
+            nanoseconds(1e9 / row.rate),
+            format!("{} - {}", nanoseconds(1e9 / row.range.1), nanoseconds(1e9 / row.range.0)),
+            page.map_or_else(|| "-".to_owned(), |page| ratio(page.rate, row.rate)),
+            ratio(row.figure("interrupted"), row.figure("turns")),
+            nanoseconds(row.figure("fault_nanoseconds") / row.figure("turns").max(1.0)),
+        ]);
+    }
+    table.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +234,23 @@ mod tests {
         assert!(table.contains("8 rounds") && table.contains("512 polls"), "{table}");
         assert!(table.contains("4,321") && table.contains("1.5 ms"), "{table}");
         assert_eq!(waiting(&[]).lines().filter(|line| !line.trim().is_empty()).count(), 3);
+    }
+
+    #[test]
+    fn tables_are_compared_with_a_page_of_as_many_cpus() {
+        let phase = |what: &str, cpus: u64, nanoseconds: u64| {
+            let json = format!(
+                r#"phase {{"workload":"tables","phase":"{what}","cpus":{cpus},"turns":10,"nanoseconds":{nanoseconds},"interrupted":70,"fault_nanoseconds":90000}}"#
+            );
+            let Some(Record::Phase(phase)) = Record::parse(&json) else { panic!("{json}") };
+            phase
+        };
+        let table = tables(&rows(&[phase("page", 1, 10_000), phase("page", 8, 1), phase("pte-table", 1, 35_000)]));
+        let line = table.lines().find(|line| line.contains("pte-table")).unwrap();
+        assert!(
+            line.contains("3.5 µs") && line.contains("3.50") && line.contains("7.00") && line.contains("9.0 µs"),
+            "{table}"
+        );
     }
 
     #[test]

@@ -72,8 +72,8 @@ fn the_benches_are_listed_without_starting_anything() {
     let fake = Bench::new("", "exit 33");
     let outcome = outcome(&mut fake.xtask(&["bench", "--list"]));
     assert_eq!(outcome.status, Some(0));
-    assert_eq!(outcome.stdout.lines().count(), 3);
-    outcome.shows(&["locks", "waiting", "storage"]);
+    assert_eq!(outcome.stdout.lines().count(), 4);
+    outcome.shows(&["locks", "waiting", "storage", "tables"]);
     assert!(!fake.qemu_started());
 }
 
