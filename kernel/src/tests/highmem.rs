@@ -2,10 +2,13 @@
 //! each zone (issue "PAE", point 4).
 
 use alloc::vec::Vec;
+use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arch_x86::machine::X86;
+use arch_x86::percpu;
 use mm::address::Pfn;
+use mm::config::NR_CPUS;
 use mm::fault::{FaultError, handle_mm_fault};
 use mm::frame::{MAX_ORDER, Zone};
 use mm::machine::Machine;
@@ -14,7 +17,7 @@ use mm::sync::rcu;
 use mm::vma::Access;
 
 use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{add, first_cpus, frame_at, map_anonymous, page, pages, read, write};
+use super::support::{TABLE, add, map_anonymous, page, pages, read, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::interrupt::call_on;
 use crate::memory::{Mm, enter, memory, settle};
@@ -56,68 +59,150 @@ ktest! {
         t.note(format_args!("page 0 at {:#x}, its table at {:#x}", frame.address(), table.address()));
     }
 
-    /// An interrupt maps a frame, and ends that, while the CPU is mapping frames itself: each finds what it has mapped.
-    #[only("PAE")]
-    fn an_interrupt_may_map_while_its_cpu_does(t: &TestContext) {
-        const CALLS: usize = 1000;
-        needs_a_second_cpu(t)?;
-        needs_memory_above_4_gib()?;
-        let frames = Marked::take()?;
-        let Marked(ours) = &frames;
-        let (done, wrong) = (AtomicBool::new(false), AtomicUsize::new(0));
-        // What a frame shows where it is mapped is what lies in it.
-        let look = |number: usize| {
-            if mark(ours[number]) != mark_of(number) {
-                wrong.fetch_add(1, Ordering::Relaxed);
-            }
-        };
-        let cpus = first_cpus(2);
-        let looks = crew::run(cpus, &|member| {
-            member.meet_awake();
-            if member.index > 0 {
-                (0..CALLS).for_each(|_| call_on(cpus.without(member.cpu), &|| look(2)));
-                done.store(true, Ordering::Release);
-                return 0;
-            }
-            let mut looks = 0_usize;
-            while !done.load(Ordering::Acquire) {
-                look(looks % 2);
-                looks += 1;
-            }
-            looks
-        })?;
-        let wrong = wrong.load(Ordering::Relaxed);
-        ktest_assert!(wrong == 0, "{wrong} of {} looks showed another frame", looks[0] + CALLS);
-    }
-
     /// High memory is used up first, then low memory, then there is an error, after which what is mapped is all there, and more
-    /// can be when memory comes back.
+    /// can be when memory comes back. Once with pages alone, once with a table for each page.
     #[only("PAE")]
     fn high_memory_and_then_low_memory_end_in_a_clean_error(_t: &TestContext) {
         const LEFT: u64 = 64;
         needs_memory_above_4_gib()?;
+        for stride in [1, TABLE] {
+            let mm = Mm::create(memory())?;
+            map_anonymous(&mm, pages(0, 512 * stride))?;
+            let _user = enter(&mm);
+            // The tables on the way.
+            write(0, 0)?;
+            let hoard = Hoard::all_but([LEFT; 3])?;
+            let first_error = (1..512).find(|&number| write(number * stride, number).is_err());
+            let written = first_error.ok_or("there is no end of memory")?;
+            let access = handle_mm_fault(&mm, page(written * stride), Access::Write);
+            ktest_assert_eq!(access, Err(FaultError::OutOfMemory));
+            ktest_assert_eq!(memory().frames().free_frames(X86), 0);
+            let used = (1..written).map(|number| table_and_frame(&mm, number * stride));
+            let (tables, frames): (Vec<Pfn>, Vec<Pfn>) = used.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+            for used in [&tables, &frames] {
+                ktest_assert!(used.is_sorted_by_key(|pfn| !X86.is_high(*pfn)), "a high frame after a low one");
+            }
+            let count = |frames: &[Pfn], high| frames.iter().filter(|pfn| X86.is_high(**pfn) == high).count() as u64;
+            let both = if stride == 1 { frames } else { [frames, tables].concat() };
+            let (high, low) = (count(&both, true), count(&both, false));
+            ktest_assert!((LEFT / 2..=2 * LEFT).contains(&high), "{high} of twice {LEFT} high frames");
+            ktest_assert!((LEFT / 2..=LEFT).contains(&low), "{low} of {LEFT} low frames");
+            for number in 0..written {
+                ktest_assert_eq!(read(number * stride)?, number);
+            }
+            drop(hoard);
+            write(written * stride, written)?;
+            // Its table may be from the first try, which found memory for that alone.
+            let (_, frame) = table_and_frame(&mm, written * stride)?;
+            ktest_assert!(X86.is_high(frame), "high memory is not first again");
+        }
+    }
+
+    /// Low memory alone is used up. An address space, whose upper tables are there, cannot be made, and leaves nothing behind; those
+    /// there are get pages from high memory as before.
+    #[only("PAE")]
+    fn without_low_memory_there_are_pages_and_no_address_spaces(_t: &TestContext) {
+        needs_memory_above_4_gib()?;
         let mm = Mm::create(memory())?;
-        map_anonymous(&mm, pages(0, 512))?;
+        map_anonymous(&mm, pages(0, 8))?;
         let _user = enter(&mm);
-        // The tables on the way.
         write(0, 0)?;
-        let hoard = Hoard::all_but(LEFT)?;
-        let written = (1..512).find(|&number| write(number, number).is_err()).ok_or("there is no end of memory")?;
-        ktest_assert_eq!(handle_mm_fault(&mm, page(written), Access::Write), Err(FaultError::OutOfMemory));
-        ktest_assert_eq!(memory().frames().free_frames(X86), 0);
-        let frames = (1..written).map(|number| frame_at(&mm, number).ok_or("a page has gone"));
-        let frames = frames.collect::<Result<Vec<Pfn>, _>>()?;
-        ktest_assert!(frames.is_sorted_by_key(|pfn| !X86.is_high(*pfn)), "a high frame after a low one");
-        let high = frames.iter().filter(|pfn| X86.is_high(**pfn)).count() as u64;
-        ktest_assert!((LEFT / 2..=2 * LEFT).contains(&high), "{high} of twice {LEFT} high frames");
-        let low = frames.len() as u64 - high;
-        ktest_assert!((LEFT / 2..=LEFT).contains(&low), "{low} of {LEFT} low frames");
-        for number in 0..written {
-            ktest_assert_eq!(read(number)?, number);
+        let hoard = Hoard::all_but([0, 64, 64])?;
+        let before = memory().frames().free_frames(X86);
+        ktest_assert!(Mm::create(memory()).is_err(), "an address space without low memory");
+        settle();
+        ktest_assert_eq!(memory().frames().free_frames(X86), before);
+        for number in 1..8 {
+            write(number, number)?;
         }
         drop(hoard);
-        write(written, written)?;
-        ktest_assert!(frame_at(&mm, written).is_some_and(|pfn| X86.is_high(pfn)), "high memory is not first again");
+        drop(Mm::create(memory())?);
+    }
+
+    /// CPUs map and use frames, up to half of their slots, while interrupts come whose handlers use the other half: neither finds
+    /// anything but its own frames. Every second interrupt comes at any moment, the others while all is mapped.
+    #[only("PAE")]
+    fn interrupts_map_above_what_they_interrupt(t: &TestContext) {
+        const INTERRUPTS: usize = 32;
+        needs_a_second_cpu(t)?;
+        needs_memory_above_4_gib()?;
+        // Two for the thread in turn, so that each slot changes its frame each time, and one for the handler.
+        let take = |_| Ok([Frames::take()?, Frames::take()?, Frames::take()?]);
+        let frames: Vec<[Frames; 3]> = (0..t.cpus()).map(take).collect::<Result<_, Stop>>()?;
+        let handled = [const { AtomicUsize::new(0) }; NR_CPUS];
+        let done = AtomicBool::new(false);
+        let handler = || {
+            let cpu = percpu::cpu().index();
+            let number = handled[cpu].load(Ordering::Relaxed);
+            let is_well = frames[cpu][2].are_used(number, || ());
+            t.check(is_well, format_args!("cpu {cpu}: an interrupt's frame is another's"));
+            handled[cpu].store(number + 1, Ordering::Release);
+        };
+        crew::run(online(), &|member| {
+            if member.index == 0 {
+                (0..INTERRUPTS).for_each(|_| call_on(online().without(member.cpu), &handler));
+                done.store(true, Ordering::Release);
+                return;
+            }
+            let cpu = member.cpu.index();
+            let is_over = || done.load(Ordering::Acquire);
+            for round in (0..).take_while(|_| !is_over()) {
+                let before = handled[cpu].load(Ordering::Acquire);
+                let wait = || {
+                    while before % 2 == 1 && handled[cpu].load(Ordering::Acquire) == before && !is_over() {
+                        spin_loop();
+                    }
+                };
+                let is_well = frames[cpu][round % 2].are_used(round, wait);
+                t.check(is_well, format_args!("cpu {cpu}: a frame is an interrupt's"));
+            }
+        })?;
+    }
+}
+
+/// As many frames of high memory as half of the slots of a CPU, each with a mark of its own. Given back when dropped.
+struct Frames {
+    frames: [Pfn; 4],
+    /// The use whose marks they have. Whoever uses them is alone with them, so relaxed.
+    marked: AtomicUsize,
+}
+
+impl Frames {
+    fn take() -> Result<Self, Stop> {
+        let mut new = Self { frames: [Pfn(0); 4], marked: AtomicUsize::new(0) };
+        for frame in &mut new.frames {
+            *frame = memory().frames().alloc_zeroed(X86)?;
+        }
+        new.use_marked(0, |_| true, || ());
+        Ok(new)
+    }
+
+    /// Maps all of them and marks each as the `number`-th use; whether they had the marks of the last one, and after `between`
+    /// those of this.
+    fn are_used(&self, number: usize, between: impl FnOnce()) -> bool {
+        let last = self.marked.load(Ordering::Relaxed);
+        self.use_marked(number, |(pfn, found)| found == mark(pfn, last), between)
+    }
+
+    fn use_marked(&self, number: usize, had: impl Fn((Pfn, Entry)) -> bool, between: impl FnOnce()) -> bool {
+        let maps = self.frames.map(|pfn| X86.map_table(pfn, Level::Pte));
+        let marks = || self.frames.into_iter().zip(maps.map(|map| &map[0]));
+        let had_marks = marks().all(|(pfn, place)| had((pfn, place.swap(mark(pfn, number)))));
+        between();
+        let has_marks = marks().all(|(pfn, place)| place.load() == mark(pfn, number));
+        maps.into_iter().rev().for_each(|map| X86.unmap_table(map));
+        self.marked.store(number, Ordering::Relaxed);
+        had_marks && has_marks
+    }
+}
+
+fn mark(pfn: Pfn, number: usize) -> Entry {
+    Entry::table(Pfn(pfn.0 ^ (number as u64 & 0xff) << 24))
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.frames.iter().for_each(|pfn| memory().frames().free(X86, *pfn));
     }
 }
 
@@ -136,48 +221,11 @@ fn table_and_frame(mm: &Mm, number: u64) -> Result<(Pfn, Pfn), Stop> {
     let pmds = pmd_offset(mm, &rcu, page(number)).ok_or("no PMD table")?;
     let pmd = pmds.slot(page(number));
     let pte = pte_offset_map(mm, pmd, page(number)).ok_or("no PTE table")?;
-    ktest_assert_eq!(X86.mapped(), 1);
-    let frame = pte.load().pfn();
+    let (table, frame) = (pte.pmd().pfn(), pte.load().pfn());
+    ktest_assert_eq!(X86.mapped(), usize::from(X86.is_high(table)));
     pte_unmap(pte);
     ktest_assert_eq!(X86.mapped(), 0);
-    Ok((pmd.load().pfn(), frame))
-}
-
-/// Three frames of high memory, each with its mark. They are given back when dropped.
-struct Marked(Vec<Pfn>);
-
-impl Marked {
-    fn take() -> Result<Self, Stop> {
-        let mut frames = Self(Vec::new());
-        for number in 0..3 {
-            let frame = memory().frames().alloc(X86)?;
-            frames.0.push(frame);
-            ktest_assert!(X86.is_high(frame), "{frame:?} is not high");
-            let table = X86.map_table(frame, Level::Pte);
-            table[0].store(mark_of(number));
-            X86.unmap_table(table);
-        }
-        Ok(frames)
-    }
-}
-
-impl Drop for Marked {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(|frame| memory().frames().free(X86, frame));
-    }
-}
-
-/// The mark of frame `number`.
-fn mark_of(number: usize) -> Entry {
-    Entry::table(Pfn(0x100 + number as u64))
-}
-
-/// The mark that `frame` has.
-fn mark(frame: Pfn) -> Entry {
-    let table = X86.map_table(frame, Level::Pte);
-    let mark = table[0].load();
-    X86.unmap_table(table);
-    mark
+    Ok((table, frame))
 }
 
 /// Frames taken away from each zone, to be given back when dropped.
@@ -185,8 +233,8 @@ fn mark(frame: Pfn) -> Entry {
 struct Hoard([Vec<(Pfn, u32)>; Zone::ALL.len()]);
 
 impl Hoard {
-    /// Takes every frame but `left` of each zone.
-    fn all_but(left: u64) -> Result<Self, Stop> {
+    /// Takes every frame but so many of each zone.
+    fn all_but(left: [u64; Zone::ALL.len()]) -> Result<Self, Stop> {
         settle();
         memory().frames().drain(X86);
         let mut hoard = Self::default();
@@ -195,7 +243,7 @@ impl Hoard {
             take_all(&mut hoard.0[zone as usize], zone);
         }
         for zone in Zone::ALL {
-            leave(&mut hoard.0[zone as usize], zone, left)?;
+            leave(&mut hoard.0[zone as usize], zone, left[zone as usize])?;
         }
         Ok(hoard)
     }
