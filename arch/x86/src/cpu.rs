@@ -24,22 +24,20 @@ bitflags! {
         const SMAP = 1 << 3;
         /// Process-context identifiers.
         const PCID = 1 << 4;
-        /// `INVPCID`.
-        const INVPCID = 1 << 5;
         /// `RDFSBASE` and its kin.
-        const FSGSBASE = 1 << 6;
+        const FSGSBASE = 1 << 5;
         /// The local APIC is reached by model-specific registers.
-        const X2APIC = 1 << 7;
+        const X2APIC = 1 << 6;
         /// The time-stamp counter ticks at one rate in every power state.
-        const INVARIANT_TSC = 1 << 8;
+        const INVARIANT_TSC = 1 << 7;
         /// Leaves of 1 GiB.
-        const GIGABYTE_PAGES = 1 << 9;
+        const GIGABYTE_PAGES = 1 << 8;
         /// Machine-check exceptions.
-        const MACHINE_CHECK = 1 << 11;
+        const MACHINE_CHECK = 1 << 9;
         /// A hypervisor runs this CPU, which may so be preempted.
         const HYPERVISOR = 1 << 10;
         /// QEMU's own emulation (TCG) is that hypervisor.
-        const EMULATED = 1 << 12;
+        const EMULATED = 1 << 11;
     }
 }
 
@@ -154,8 +152,7 @@ pub fn physical_end() -> u64 {
 }
 
 /// Features of a 64-bit CPU that a 32-bit kernel cannot use, or has no use for.
-const LONG_MODE_ONLY: Features =
-    Features::PCID.union(Features::INVPCID).union(Features::FSGSBASE).union(Features::GIGABYTE_PAGES);
+const LONG_MODE_ONLY: Features = Features::PCID.union(Features::FSGSBASE).union(Features::GIGABYTE_PAGES);
 
 fn read_cpuid() -> Features {
     let cpuid = cpuid();
@@ -177,7 +174,6 @@ fn read_cpuid() -> Features {
     if let Some(leaf) = structured {
         features.set(Features::SMEP, leaf.has_smep());
         features.set(Features::SMAP, leaf.has_smap());
-        features.set(Features::INVPCID, leaf.has_invpcid());
         features.set(Features::FSGSBASE, leaf.has_fsgsbase());
     }
     if let Some(leaf) = extended {

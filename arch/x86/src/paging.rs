@@ -4,7 +4,6 @@
 use core::arch::asm;
 
 use crate::bits::paging::{CR3_ROOT, reloading};
-use crate::cpu::{self, Features};
 use crate::{control, interrupts};
 
 /// Physical address of the root table in use.
@@ -59,40 +58,4 @@ pub fn flush_local() {
     debug_assert!(!interrupts::enabled(), "the root may change meanwhile");
     // SAFETY: the root does not change.
     reloading(root(), || unsafe { control::write_cr3(control::cr3()) });
-}
-
-/// Drops every translation, global ones too.
-pub fn flush_all() {
-    if cpu::features().contains(Features::INVPCID) {
-        invalidate_all_contexts();
-        return;
-    }
-    // An interrupt between the two writes that flushed too would see the bit clear and flush nothing.
-    interrupts::without(|| {
-        let cr4 = control::cr4();
-        if cr4 & control::CR4_PAGE_GLOBAL_ENABLE == 0 {
-            flush_local();
-            return;
-        }
-        // SAFETY: the bit decides only what stays cached, and is put back at once.
-        reloading(root(), || unsafe {
-            control::write_cr4(cr4 & !control::CR4_PAGE_GLOBAL_ENABLE);
-            control::write_cr4(cr4);
-        });
-    });
-}
-
-/// `INVPCID` type 2: all contexts, global translations included.
-fn invalidate_all_contexts() {
-    const ALL_CONTEXTS_AND_GLOBALS: usize = 2;
-    let descriptor = [0_u64; 2];
-    // SAFETY: the caller has seen the feature; the descriptor is 16 readable bytes.
-    unsafe {
-        asm!(
-            "invpcid {kind}, [{descriptor}]",
-            kind = in(reg) ALL_CONTEXTS_AND_GLOBALS,
-            descriptor = in(reg) &raw const descriptor,
-            options(nostack, preserves_flags),
-        );
-    }
 }
