@@ -235,10 +235,10 @@ impl<M: Machine> Fault<'_, M> {
     /// Stores `entry` where none was seen; `count` books it, under the lock.
     fn install(&self, entry: Entry, resolution: Resolution, count: impl FnOnce()) -> Result<Resolution, Setback> {
         let pte = pte_offset_map_lock(self.mm, self.pmd, self.address).ok_or(Setback::Raced)?;
-        if self.vma.is_detached() {
+        if self.vma.is_detached() && !sabotaged!("fault-region-recheck") {
             return Err(Setback::Raced);
         }
-        if !pte.load().is_none() {
+        if !pte.load().is_none() && !sabotaged!("pte-recheck") {
             return Ok(Resolution::Raced);
         }
         count();

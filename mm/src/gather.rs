@@ -209,6 +209,9 @@ impl<'m, M: Machine> MmuGather<'m, M> {
     /// Flushes what has been collected, then drops the pages' references (`tlb_flush_mmu`). No page-table lock may be
     /// held: it is not needed, and the wait is long.
     pub(crate) fn flush(&mut self) {
+        if sabotaged!("free-before-flush") {
+            self.pages.put_all();
+        }
         self.invalidate();
         self.pages.put_all();
     }
@@ -216,7 +219,7 @@ impl<'m, M: Machine> MmuGather<'m, M> {
     /// Flushes and frees everything but the tables, which are handed on to wait for their readers (`tlb_finish_mmu`).
     /// Under no page-table lock.
     pub(crate) fn finish(mut self) -> Garbage<M> {
-        if self.pending.is_nested() {
+        if self.pending.is_nested() && !sabotaged!("nested-flush") {
             // What was none here was perhaps taken out by another gather, PTE tables included, and is not flushed yet. No tables
             // above: those go under `mmap_lock` for writing, and the other has it for reading too.
             self.stale.widen(0, M::Mode::USER_END.0, Level::Pte);

@@ -14,6 +14,9 @@
 #![cfg_attr(not(any(test, feature = "sim", loom)), no_std)]
 #![deny(unsafe_code)]
 
+#[macro_use]
+pub mod sabotage;
+
 pub mod address;
 pub mod address_space;
 pub mod config;

@@ -99,12 +99,6 @@ fn a_slot_that_is_filled_is_never_seen_half() {
     race(Entry::NONE, |slot, _| slot.store(OTHER), sees_no_mix);
 }
 
-#[test]
-#[should_panic(expected = "a mix")]
-fn a_slot_filled_in_the_wrong_order_is_found() {
-    race(Entry::NONE, |slot, _| slot.store_low_first(OTHER), sees_no_mix);
-}
-
 /// A page that may be stored to and executed, and the same that may only be read: both words differ.
 const BOTH: Protection = Protection { write: true, execute: true };
 const EXECUTABLE: Entry = Entry::page(Pfn(0x54321), BOTH);

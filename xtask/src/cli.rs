@@ -37,6 +37,8 @@ pub enum Command {
     Bench(Bench),
     /// Read the log of a saved run.
     Log(Log),
+    /// Break each rule in turn and show that the tests notice.
+    Sabotage(Sabotage),
     /// Clippy, warnings being errors, for host and kernel code.
     Clippy,
 }
@@ -243,6 +245,29 @@ pub enum Half {
     Host,
     /// Those that need the kernel.
     Kernel,
+}
+
+/// `sabotage`
+#[derive(Args)]
+pub struct Sabotage {
+    /// Only rules whose name contains this.
+    #[arg(value_parser = options::word)]
+    pub filter: Option<String>,
+    /// Name the rules and who notices, break none.
+    #[arg(long)]
+    pub list: bool,
+    /// Only tests of one kind.
+    #[arg(long, value_enum)]
+    pub only: Option<SabotageHalf>,
+}
+
+/// A kind of tests that notice when a rule is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SabotageHalf {
+    /// Those of `mm` on the simulated machine.
+    Host,
+    /// Those under the model checker.
+    Loom,
 }
 
 /// `list`

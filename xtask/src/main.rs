@@ -15,6 +15,7 @@ mod qemu;
 mod report;
 mod results;
 mod runner;
+mod sabotage;
 mod saved;
 mod setup;
 mod suite;

@@ -58,7 +58,9 @@ impl<M: Machine> Mm<M> {
         let _frozen = vma.freeze(&write);
         let table = unhook_for_collapse(self, &write, span.start, |entries| self.judge(entries))?;
         let table = table.ok_or(CollapseError::NoSmallPages)?;
-        rcu::synchronize(self.memory().rcu(), self.machine());
+        if !sabotaged!("collapse-grace-period") {
+            rcu::synchronize(self.memory().rcu(), self.machine());
+        }
         self.copy_pages(&table, block.pfn());
         let huge = Entry::huge_page(block.pfn(), vma.protection());
         block.keep();

@@ -82,7 +82,7 @@ impl<M: Machine> Mm<M> {
         let splice =
             self.vmas().prepare(self.memory(), write, all, all, &ours).inspect_err(|_| ours.dispose(self.memory()))?;
 
-        self.vmas().overlapping(write, all).for_each(Vma::detach);
+        self.vmas().overlapping(write, all).filter(|_| !sabotaged!("fork-detach")).for_each(Vma::detach);
         let mut gather = MmuGather::new(self);
         let shared = child
             .vmas()
@@ -183,11 +183,13 @@ impl<M: Machine> Mm<M> {
             return true;
         }
         let page = self.memory().memmap().page(entry.pfn());
-        page.get();
+        if !sabotaged!("fork-reference") {
+            page.get();
+        }
         page.map();
         let (old, new) =
             ours.update(|entry| entry.with_protection(Protection { write: false, execute: entry.is_executable() }));
-        if old.is_writable() {
+        if old.is_writable() && !sabotaged!("fork-flush") {
             gather.widen(address);
         }
         theirs.set(new);

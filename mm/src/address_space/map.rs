@@ -295,7 +295,9 @@ impl<M: Machine> Mm<M> {
                 Leaf::Huge(huge) => (huge.level(), huge.update(|entry| entry.with_protection(rights))),
             };
             // A right that is only added needs no flush: whoever misses it takes one spurious fault (spec 7.5).
-            if (old.is_writable() && !new.is_writable()) || (old.is_executable() && !new.is_executable()) {
+            let loses_a_right =
+                (old.is_writable() && !new.is_writable()) || (old.is_executable() && !new.is_executable());
+            if loses_a_right && !sabotaged!("protect-flush") {
                 gather.widen_level(address, level);
             }
             ControlFlow::Continue(())

@@ -267,7 +267,7 @@ impl<M: Machine> Mm<M> {
             }
             address = VirtAddr(address.0 + PAGE_SIZE as u64);
         }
-        if moved {
+        if moved && !sabotaged!("move-flush") {
             tlb::flush_range(self, part);
         }
     }

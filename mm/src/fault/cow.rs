@@ -45,7 +45,7 @@ impl<'f, M: Machine> Fault<'f, M> {
     fn reuse_or_pin(&self, seen: Entry) -> Result<Look<'f, M>, Setback> {
         let Some(pte) = self.lock_unless_changed(seen)? else { return Ok(Look::Done(Resolution::Raced)) };
         let page = self.mm.memory().memmap().page(seen.pfn());
-        if page.has_one_reference() {
+        if page.has_one_reference() || sabotaged!("cow-references") {
             pte.update(|entry| entry.with_protection(self.vma.protection()).touched(true));
             return Ok(Look::Done(Resolution::PageReused));
         }
@@ -58,7 +58,9 @@ impl<'f, M: Machine> Fault<'f, M> {
         let Some(pte) = self.lock_unless_changed(seen)? else { return Ok(Resolution::Raced) };
         pte.clear();
         let page = VirtRange { start: self.address, end: VirtAddr(self.address.0 + PAGE_SIZE as u64) };
-        tlb::flush_range(self.mm, page);
+        if !sabotaged!("cow-flush") {
+            tlb::flush_range(self.mm, page);
+        }
         let entry = Entry::page(fresh.pfn(), self.vma.protection());
         fresh.keep();
         pte.set(entry);
@@ -79,7 +81,7 @@ impl<'f, M: Machine> Fault<'f, M> {
         if self.vma.is_detached() {
             return Err(Setback::Raced);
         }
-        Ok(Some(pte).filter(|pte| pte.load() == seen))
+        Ok(Some(pte).filter(|pte| pte.load() == seen || sabotaged!("cow-recheck")))
     }
 }
 

@@ -48,7 +48,7 @@ impl<M: Machine> Fault<'_, M> {
         if self.vma.is_detached() {
             return Err(Setback::Raced);
         }
-        if !self.pmd.load().is_none() {
+        if !self.pmd.load().is_none() && !sabotaged!("huge-recheck") {
             return Ok(Some(Resolution::Raced));
         }
         if mm.flush_pending().is_any() {

@@ -63,7 +63,9 @@ pub(crate) fn pagetable_dtor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
 
 /// [`pagetable_dtor`], then the frame.
 pub(crate) fn pagetable_dtor_free<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
-    pagetable_dtor(memory, pfn);
+    if !sabotaged!("dtor") {
+        pagetable_dtor(memory, pfn);
+    }
     memory.frames().free(memory.machine(), pfn);
 }
 

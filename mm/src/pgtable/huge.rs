@@ -134,8 +134,10 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
         debug_assert!(!entry.is_explicit(), "an explicit huge page is split");
         // From here on walkers fault, and whoever looks without a lock sees a huge entry. The exchange returns the last A
         // and D there will be (I35).
-        let entry = self.slot.swap(entry.invalidated());
-        flush_huge(self.mm, self.span);
+        let entry = self.slot.swap(if sabotaged!("split-none") { Entry::NONE } else { entry.invalidated() });
+        if !sabotaged!("split-flush") {
+            flush_huge(self.mm, self.span);
+        }
         let table = deposit::withdraw(self.mm, self.slot, &self.guard);
         memory.frames().split_block(entry.pfn(), HugeSize::Pmd.order::<M::Mode>());
         let slots = Table::map_private(memory, table.pfn(), Level::Pte);

@@ -171,11 +171,11 @@ fn publish<M: Machine>(
         "a table of another level"
     );
     let _guard = lock_table_of(mm, slot);
-    if vma.is_detached() {
+    if vma.is_detached() && !sabotaged!("table-region-recheck") {
         return Err(TableError::Raced);
     }
     let current = slot.load();
-    if !current.is_none() {
+    if !current.is_none() && !sabotaged!("slot-recheck") {
         return Ok(current);
     }
     let Some(table) = spare.take() else { return Ok(current) };
@@ -183,7 +183,7 @@ fn publish<M: Machine>(
     mm.pgtables_bytes().fetch_add(PAGE_SIZE, Ordering::Relaxed);
     let entry = table.into_entry();
     slot.store(entry);
-    if slot.table().level() == M::Mode::TOP {
+    if slot.table().level() == M::Mode::TOP && !sabotaged!("top-flush") {
         tlb::flush_top(mm);
     }
     Ok(entry)

@@ -154,7 +154,7 @@ pub fn pte_offset_map_lock<'m, M: Machine>(
     loop {
         let map = pte_offset_map(mm, pmd, address)?;
         let guard = PtlGuard::pte(mm, map.snapshot);
-        if pmd_same(pmd.load(), map.snapshot) {
+        if pmd_same(pmd.load(), map.snapshot) || sabotaged!("pmd-recheck") {
             map.assert_constructed();
             return Some(PteLocked::new(guard, map));
         }

@@ -7,7 +7,7 @@
 //! never waited for under the PTE lock (I22, R7): whoever holds the PTE lock tries, and else lets go and takes both in
 //! their order, by when a fault may have filled the table again (R8).
 
-use super::lockptr::{lock_table_of, pmd_trylock};
+use super::lockptr::{lock_table_of, pmd_lock, pmd_trylock};
 use super::{Entry, EntrySlot, Level, PteLocked, Slot, Table, pmd_offset};
 use crate::address::{Pfn, VirtAddr};
 use crate::address_space::Mm;
@@ -20,7 +20,7 @@ use crate::tlb;
 /// Unlinks the table of `pte`, which is in `pmd`, if its PMD lock is free now. The caller has cleared every entry since it
 /// took the PTE lock. Never where the two locks are one (spec 2.1).
 pub(super) fn try_unlink_held<M: Machine>(mm: &Mm<M>, pte: &PteLocked<'_, M>, pmd: Slot<'_, M>) -> Option<Pfn> {
-    let _parent = pmd_trylock(pte.guard(), mm, pmd)?;
+    let _parent = if sabotaged!("lock-order") { pmd_lock(mm, pmd) } else { pmd_trylock(pte.guard(), mm, pmd)? };
     // The slot names the table as long as its lock is held (I16).
     unlink(mm, pmd, pte.pmd(), Level::Pte);
     sync_readers(mm);
@@ -40,7 +40,7 @@ pub(super) fn try_unlink_empty<M: Machine>(mm: &Mm<M>, address: VirtAddr) -> Opt
         return None;
     }
     let _own = parent.nested(mm, entry, Level::Pte);
-    if !is_empty(&Table::map(mm.memory(), &rcu, entry.pfn(), Level::Pte)) {
+    if !is_empty(&Table::map(mm.memory(), &rcu, entry.pfn(), Level::Pte)) && !sabotaged!("empty-recheck") {
         return None;
     }
     unlink(mm, pmd, entry, Level::Pte);
@@ -61,7 +61,7 @@ pub(super) fn unlink<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, entry: Entry, le
 /// A fault may store a pointer to another table as soon as the PMD lock drops. Where a reader of the slot takes two accesses,
 /// none may have made one of them by then (R29), on whatever CPU (R30): they make both with interrupts off.
 fn sync_readers<M: Machine>(mm: &Mm<M>) {
-    if !<SlotOf<M> as EntrySlot>::ONE_ACCESS {
+    if !<SlotOf<M> as EntrySlot>::ONE_ACCESS && !sabotaged!("halves-sync") {
         tlb::sync_all_cpus(mm.machine());
     }
 }

@@ -115,7 +115,7 @@ impl Regions {
     /// of theirs can fill it afterwards.
     pub(crate) fn look<M: Machine>(self, mm: &Mm<M>, slot: Slot<'_, M>) -> Entry {
         let entry = entry_or_clear_bad(mm.machine(), slot);
-        if !entry.is_none() || self == Self::Kept {
+        if !entry.is_none() || self == Self::Kept || sabotaged!("none-unlocked") {
             return entry;
         }
         let _guard = lock_table_of(mm, slot);
@@ -160,7 +160,7 @@ fn free_below<M: Machine>(
                 let child = Table::map_private(mm.memory(), entry.pfn(), below);
                 free_below(mm, &child, part, bounds, gather);
             }
-            if bounds.start <= address && address.0 + span <= bounds.end.0 {
+            if bounds.start <= address && address.0 + span <= bounds.end.0 || sabotaged!("floor-and-ceiling") {
                 unhook(mm, slot, below, address, gather);
             }
         }
@@ -173,7 +173,7 @@ fn unhook<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, address: Virt
     let entry = {
         let parent = lock_table_of(mm, slot);
         let entry = slot.load();
-        let _own = parent.nested(mm, entry, level);
+        let _own = parent.nested(mm, entry, level).filter(|_| !sabotaged!("unlock-early"));
         unlink(mm, slot, entry, level);
         entry
     };

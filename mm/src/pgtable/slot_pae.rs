@@ -53,7 +53,7 @@ impl SlotPae {
             let high = self.high.load(Ordering::Acquire);
             between();
             let again = self.low.load(Ordering::Acquire);
-            if again == seen {
+            if again == seen || sabotaged!("pae-second-look") {
                 return join(seen, high);
             }
             seen = again;
@@ -63,18 +63,14 @@ impl SlotPae {
     /// As [`store`](EntrySlot::store), with `between` done after the first access: for tests, which read then.
     pub fn store_in_steps(&self, entry: Entry, between: impl FnOnce()) {
         debug_assert!(low(entry) != 0 || entry.is_none(), "an entry with nothing in its low word");
+        if sabotaged!("pae-store-order") {
+            self.low.store(low(entry), Ordering::Release);
+        }
         // Release: after the low word was cleared, for the reader's third load.
         self.high.store(high(entry), Ordering::Release);
         between();
         // Release: the high word, and what the entry publishes; pairs with `load`.
         self.low.store(low(entry), Ordering::Release);
-    }
-
-    /// Stores the words in the wrong order. For the model that shows why.
-    #[cfg(loom)]
-    pub fn store_low_first(&self, entry: Entry) {
-        self.low.store(low(entry), Ordering::Release);
-        self.high.store(high(entry), Ordering::Release);
     }
 
     /// The high word of an entry that only the caller may replace.

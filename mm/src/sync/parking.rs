@@ -219,7 +219,7 @@ pub(super) fn kick_ticket<M: Machine>(machine: M, lock: usize, ticket: u32) -> b
         // Relaxed: if this reads an old state, the waiter's own look at the head, after its fence, reads the new head.
         slot.lock.load(Ordering::Relaxed) == lock && slot.state.load(Ordering::Relaxed) == TICKET | ASLEEP | ticket
     });
-    if let Some(cpu) = sleeper {
+    if let Some(cpu) = sleeper.filter(|_| !sabotaged!("kick-in-queue")) {
         machine.kick(cpu);
     }
     sleeper.is_some()
@@ -250,7 +250,7 @@ pub(super) fn kick_outsider<M: Machine>(machine: M, lock: usize) -> bool {
     // Fails if the sleeper woke by itself, or another unlocker was faster: either way it is about to try the lock. If the
     // CPU has gone to sleep anew since the look above, on this lock or another, KICKED and the kick are right for that.
     let chosen = state.compare_exchange(ASLEEP, ASLEEP | KICKED, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    if chosen {
+    if chosen && !sabotaged!("kick-outside") {
         machine.kick(cpu);
     }
     chosen

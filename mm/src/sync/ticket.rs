@@ -127,11 +127,12 @@ impl<const OUTSIDER_BITS: u32> Protocol for Tickets<OUTSIDER_BITS> {
         // Relaxed: nobody but the owner changes head.
         let head = Self(word.load(Ordering::Relaxed)).head();
         // Release: what the owner did is seen by the next one. Acquire: the slots of the outsiders that this counts.
+        let order = if sabotaged!("unlock-order") { Ordering::Relaxed } else { Ordering::AcqRel };
         // At its largest value head goes back to zero by itself, or its carry would end up in the tail.
         let before = Self(if head == Self::TICKET_MASK {
-            word.fetch_sub(Self::TICKET_MASK * Self::HEAD, Ordering::AcqRel)
+            word.fetch_sub(Self::TICKET_MASK * Self::HEAD, order)
         } else {
-            word.fetch_add(Self::HEAD, Ordering::AcqRel)
+            word.fetch_add(Self::HEAD, order)
         });
         // From here on the lock is only an address.
         if before.out() > 1 {

@@ -96,13 +96,16 @@ fn flush_to<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush, everyone: bool) 
     // Release, for the tables changed before; pairs with `MmTlb::tlb_gen`.
     let tlb_gen = mm.tlb_gen.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
     // Pairs with the fences in `switch`: whoever joins or stops being lazy is seen below, or sees the generation (I32).
-    fence(Ordering::SeqCst);
+    if !sabotaged!("flush-fence") {
+        fence(Ordering::SeqCst);
+    }
     let loaded = mm.cpus();
     let others = if everyone {
         machine.online().without(me)
     } else {
         targets(machine, loaded.without(me), what.freed_tables || tlb_gen.is_multiple_of(REFRESH))
     };
+    let others = if sabotaged!("forget-a-cpu") { CpuSet(others.0 & others.0.wrapping_sub(1)) } else { others };
     let TlbFlush { range, top_changed, .. } = what;
     let request = Request { range, stride: M::Mode::entry_span(what.stride), top_changed, tlb_gen };
     if !others.is_empty() {
@@ -121,7 +124,7 @@ fn flush_to<M: Machine>(machine: M, mm: &MmTlb, what: TlbFlush, everyone: bool) 
 
 /// Those of `loaded` that have to be told.
 fn targets<M: Machine>(machine: M, loaded: CpuSet, lazy_too: bool) -> CpuSet {
-    if lazy_too {
+    if lazy_too && !sabotaged!("lazy-cpus") {
         return loaded;
     }
     let lazy = |cpu: &crate::cpu::CpuId| machine.cpus().of(*cpu).tlb.is_lazy();
@@ -147,7 +150,7 @@ pub(super) fn apply<M: Machine>(machine: M, mm: &MmTlb, request: Request) {
     if !is_older(current, request.tlb_gen) {
         return;
     }
-    let is_next = request.tlb_gen == current.wrapping_add(1) && request.tlb_gen == mm_gen;
+    let is_next = request.tlb_gen == current.wrapping_add(1) && request.tlb_gen == mm_gen || sabotaged!("generations");
     match request.ranged().filter(|_| is_next) {
         Some(ranged) => {
             local.stats.bump(Counter::FlushesRanged);

@@ -112,7 +112,7 @@ pub(super) fn await_answers<M: Machine>(machine: M) {
     let started = machine.now();
     let mut polls: u32 = 0;
     // Acquire: pairs with the answer in `service`; the targets' flushes are over when the caller goes on.
-    while !requests.unanswered.load(Ordering::Acquire).is_empty() {
+    while !requests.unanswered.load(Ordering::Acquire).is_empty() && !sabotaged!("answers") {
         // Relaxed: what is not seen yet is seen at a later poll, or by the interrupt.
         if !requests.pending.load(Ordering::Relaxed).is_empty() {
             // With interrupts off, so that this and the flush interrupt do not count over each other.

@@ -67,7 +67,9 @@ fn join<M: Machine>(machine: M, to: &MmTlb) {
     let local = machine.local();
     to.cpus.insert(machine.cpu());
     // Pairs with the fence in `flush`: either the flusher sees this CPU in the mask, or this CPU its generation (I32, R23).
-    fence(Ordering::SeqCst);
+    if !sabotaged!("join-fence") {
+        fence(Ordering::SeqCst);
+    }
     let count = machine.asids();
     let (asid, found) = local.tlb.asids.take(count, to.ctx_id, to.tlb_gen());
     local.stats.bump(match found {
@@ -84,7 +86,7 @@ fn catch_up<M: Machine>(machine: M, mm: &MmTlb) {
     // Pairs with the fence in `flush`: either the flusher sees a CPU that is not lazy, or this CPU its generation (R26).
     fence(Ordering::SeqCst);
     let tlb_gen = mm.tlb_gen();
-    if asids.tlb_gen() != tlb_gen {
+    if asids.tlb_gen() != tlb_gen && !sabotaged!("lazy-return") {
         machine.flush_local(LocalFlush::AddressSpace);
         asids.set_tlb_gen(tlb_gen);
         machine.local().stats.bump(Counter::LazyBehind);
@@ -106,7 +108,7 @@ pub fn enter_lazy<M: Machine>(machine: M) {
 /// nobody can load it again. Interrupts are on.
 pub(crate) fn evict_lazy<M: Machine>(machine: M, mm: &MmTlb) {
     // Relaxed would do: a CPU entered the mask before the reference it did so with was dropped.
-    if !mm.cpus().is_empty() {
+    if !mm.cpus().is_empty() && !sabotaged!("lazy-exit") {
         let range = VirtRange { start: VirtAddr(0), end: M::Mode::USER_END };
         flush(machine, mm, TlbFlush { range, stride: Level::Pte, freed_tables: true, top_changed: false });
     }

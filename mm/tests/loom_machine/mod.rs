@@ -40,7 +40,7 @@ pub struct Model {
 
 struct Hardware {
     model: Model,
-    cpus: Cpus,
+    cpus: Box<Cpus>,
     threads: RefCell<Vec<Option<Thread>>>,
     /// A kick not taken yet, per CPU. Not loom's: executions run one thread at a time, and a kick is sticky.
     pending: Vec<AtomicBool>,
@@ -152,7 +152,7 @@ impl Hardware {
     fn new(model: Model) -> Self {
         Self {
             model,
-            cpus: Cpus::new(),
+            cpus: cpus(),
             threads: RefCell::new(vec![None; model.cpus]),
             pending: (0..model.cpus).map(|_| AtomicBool::new(false)).collect(),
             halted: (0..model.cpus).map(|_| AtomicBool::new(false)).collect(),
@@ -165,6 +165,12 @@ impl Hardware {
     fn frame(&self, pfn: Pfn) -> &Frame {
         &self.memory[(pfn.0 - FIRST_FRAME.0) as usize]
     }
+}
+
+/// In a frame of its own and then on the heap: a model's stack has little more room than for one copy of them.
+#[inline(never)]
+fn cpus() -> Box<Cpus> {
+    Box::new(Cpus::new())
 }
 
 impl Frame {

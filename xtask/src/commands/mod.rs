@@ -6,6 +6,7 @@ mod guest;
 mod lint;
 mod log;
 mod run;
+mod sabotage;
 mod setups;
 mod test;
 
@@ -31,6 +32,7 @@ pub fn run(command: Command) -> Result<bool> {
         Command::Doctor => Ok(doctor::examine(&workspace)),
         Command::Bench(options) => bench::bench(&workspace, &options),
         Command::Log(options) => log::log(&workspace, &options),
+        Command::Sabotage(options) => sabotage::sabotage(&workspace, &options),
         Command::Clippy => lint::clippy(&workspace),
     }
 }

@@ -35,6 +35,9 @@ const EXAMPLE_LIMIT: Duration = Duration::from_secs(60);
 /// Loom's bounds: enough preemptions for the races we know, and an end for models that would not end.
 const LOOM_BOUNDS: [(&str, &str); 2] = [("LOOM_MAX_PREEMPTIONS", "3"), ("LOOM_MAX_BRANCHES", "5000")];
 
+/// The feature of `mm` that lets rules be broken.
+const SABOTAGE: &str = "sabotage";
+
 /// Host tests could not be run at all.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -59,9 +62,9 @@ pub enum HostError {
 
 /// One test program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Program {
+pub struct Program {
     /// What its tests are listed under.
-    suite: String,
+    pub suite: String,
     executable: PathBuf,
     /// Tests run in their package's folder.
     folder: PathBuf,
@@ -153,11 +156,28 @@ impl<'a> HostTests<'a> {
 
     /// `mm`'s tests once more, with the locks of another build.
     fn tests_of(&self, variant: Variant) -> Result<Vec<Program>, HostError> {
-        let mut command = self.unit_tests();
-        command.args(["--package", "mm", "--lib", "--features"]).arg(variant.lock_features().join(","));
-        let mut programs = self.build(&mut command)?;
+        let mut programs = self.tests_with(&variant.lock_features().join(","))?;
         programs.iter_mut().for_each(|program| program.suite += &format!(" ({})", variant.name()));
         Ok(programs)
+    }
+
+    fn tests_with(&self, features: &str) -> Result<Vec<Program>, HostError> {
+        let mut command = self.unit_tests();
+        command.args(["--package", "mm", "--lib", "--features", features]);
+        self.build(&mut command)
+    }
+
+    /// `mm`'s tests, in which a rule can be broken.
+    pub fn sabotaged_tests(&self) -> Result<Vec<Program>, HostError> {
+        self.tests_with(SABOTAGE)
+    }
+
+    /// `mm`'s models, in which a rule can be broken.
+    pub fn sabotaged_models(&self) -> Result<Vec<Program>, HostError> {
+        match self.loom_models() {
+            Some(mut command) => self.build(command.args(["--features", SABOTAGE])),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Builds `mm`'s models, if it has any: a build of its own, since every atomic in it is loom's.
@@ -276,7 +296,8 @@ impl<'a> HostTests<'a> {
 }
 
 impl Program {
-    fn command(&self, filter: &str) -> Command {
+    /// Runs the tests whose name contains the filter.
+    pub fn command(&self, filter: &str) -> Command {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.folder);
         if !filter.is_empty() {

@@ -1,0 +1,93 @@
+//! `cargo xtask sabotage`: breaks each rule in turn and shows that the tests notice.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::cli::{self, SabotageHalf};
+use crate::sabotage::{ALL, Programs, Sabotage, Suite, Test};
+use crate::workspace::Workspace;
+
+/// A rule to be broken, and a test that must notice.
+type Attempt = (&'static Sabotage, &'static Test);
+
+/// Makes the attempts that the options choose; whether every one was caught.
+pub fn sabotage(workspace: &Workspace, options: &cli::Sabotage) -> Result<bool> {
+    let filter = options.filter.as_deref().unwrap_or_default();
+    let attempts: Vec<Attempt> = attempts(filter, options.only).collect();
+    if attempts.is_empty() {
+        bail!("no sabotage of that kind has {filter:?} in its name; cargo xtask sabotage --list names them");
+    }
+    if options.list {
+        for (sabotage, test) in attempts {
+            println!("{}    {}    {test}", sabotage.name, sabotage.breaks);
+        }
+        return Ok(true);
+    }
+    let mut survived = Vec::new();
+    let mut caught = 0;
+    for half in [SabotageHalf::Host, SabotageHalf::Loom] {
+        let chosen: Vec<Attempt> = attempts.iter().copied().filter(|(_, test)| half_of(test.suite) == half).collect();
+        if chosen.is_empty() {
+            continue;
+        }
+        let programs = match half {
+            SabotageHalf::Host => Programs::host(workspace)?,
+            SabotageHalf::Loom => Programs::loom(workspace)?,
+        };
+        println!("{:>12} nothing broken", "----");
+        programs.control(&chosen.iter().map(|(_, test)| **test).collect::<Vec<_>>())?;
+        println!("{:>12} one rule broken", "----");
+        for (sabotage, test) in chosen {
+            let started = Instant::now();
+            let seen = programs.attempt(sabotage.name, test)?;
+            let is_caught = seen.is_caught();
+            let word = if is_caught { "CAUGHT" } else { "SURVIVED" };
+            println!("{word:>12} [{:>8.3}s] {}: {test}", started.elapsed().as_secs_f64(), sabotage.name);
+            println!("{:>25}{seen}", "");
+            if is_caught {
+                caught += 1;
+            } else {
+                survived.push((sabotage, test));
+            }
+        }
+    }
+    if !survived.is_empty() {
+        println!("{:>12} survived:", "----");
+        survived.iter().for_each(|(sabotage, test)| println!("{:>12} {}: {test}", "SURVIVED", sabotage.name));
+    }
+    println!("{caught} caught, {} survived", survived.len());
+    Ok(survived.is_empty())
+}
+
+/// Each test of each sabotage that has `filter` in its name.
+fn attempts(filter: &str, only: Option<SabotageHalf>) -> impl Iterator<Item = Attempt> {
+    let chosen = ALL.iter().filter(move |sabotage| sabotage.name.contains(filter));
+    let all = chosen.flat_map(|sabotage| sabotage.noticed_by.iter().map(move |test| (sabotage, test)));
+    all.filter(move |(_, test)| only.is_none_or(|half| half_of(test.suite) == half))
+}
+
+fn half_of(suite: Suite) -> SabotageHalf {
+    match suite {
+        Suite::Host => SabotageHalf::Host,
+        Suite::Loom(_) => SabotageHalf::Loom,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_found_by_a_part_of_its_name_and_where_it_is_noticed() {
+        assert!(attempts("", None).count() > attempts("", Some(SabotageHalf::Loom)).count());
+        assert!(attempts("recheck", None).all(|(sabotage, _)| sabotage.name.contains("recheck")));
+        assert_eq!(attempts("no such rule", None).count(), 0);
+    }
+
+    /// What CI runs.
+    #[test]
+    fn the_host_notices_fifteen_at_least() {
+        assert!(attempts("", Some(SabotageHalf::Host)).count() >= 15);
+    }
+}

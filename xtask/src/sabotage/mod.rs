@@ -1,0 +1,139 @@
+//! Sabotage: each rule of `mm` that can be broken by one line (`mm::sabotage`), and the tests that notice. A rule nobody would
+//! miss is not shown by any test, however many pass.
+
+mod programs;
+mod table;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use programs::Programs;
+pub use table::ALL;
+
+/// A rule that can be broken.
+pub struct Sabotage {
+    /// Its name at the place where it is kept.
+    pub name: &'static str,
+    /// What goes wrong there, and which invariants and races of the specification that concerns.
+    pub breaks: &'static str,
+    /// The tests that must notice, each of them.
+    pub noticed_by: &'static [Test],
+}
+
+/// A test that must fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// Where it runs.
+    pub suite: Suite,
+    /// Its name there.
+    pub name: &'static str,
+}
+
+/// Where a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// Among `mm`'s own tests, on the simulated machine.
+    Host,
+    /// Under the model checker, in this file of `mm/tests`.
+    Loom(&'static str),
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.suite {
+            Suite::Host => write!(f, "mm {}", self.name),
+            Suite::Loom(file) => write!(f, "mm/{file} {}", self.name),
+        }
+    }
+}
+
+/// How a test went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// As if nothing were broken.
+    Passed,
+    /// It failed, or its program died, with these words.
+    Failed(String),
+    /// It did not end within this time.
+    Hung(Duration),
+}
+
+impl Seen {
+    /// Whether the test has noticed. One that only takes very long has not.
+    pub fn is_caught(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("it passed"),
+            Self::Failed(words) => f.write_str(words),
+            Self::Hung(limit) => write!(f, "it did not end within {} s", limit.as_secs()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::workspace::Workspace;
+
+    /// Where rules are kept.
+    const FOLDERS: [&str; 3] = ["mm/src", "arch/x86/src", "kernel/src"];
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+    }
+
+    /// The names in a source text, as often as they are there.
+    fn names(text: &str) -> Vec<String> {
+        let after = text.split("sabotaged!(\"").skip(1);
+        after.filter_map(|rest| rest.split_once('"')).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn every_sabotage_has_one_place_and_every_place_a_sabotage() {
+        let root = Workspace::locate().root().to_path_buf();
+        let files = FOLDERS.iter().flat_map(|folder| sources(&root.join(folder)));
+        let own = root.join("mm/src/sabotage.rs");
+        let mut placed: Vec<String> =
+            files.filter(|path| *path != own).flat_map(|path| names(&fs::read_to_string(path).unwrap())).collect();
+        placed.sort_unstable();
+        let mut known: Vec<String> = ALL.iter().map(|sabotage| sabotage.name.to_owned()).collect();
+        known.sort_unstable();
+        assert_eq!(placed, known);
+    }
+
+    #[test]
+    fn no_two_names_have_one_number() {
+        // As `mm::sabotage::number_of`.
+        let number = |name: &str| {
+            name.bytes().fold(0x811c_9dc5_u32, |number, byte| (number ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+        };
+        let numbers: BTreeSet<u32> = ALL.iter().map(|sabotage| number(sabotage.name)).collect();
+        assert_eq!(numbers.len(), ALL.len());
+        assert!(!numbers.contains(&0), "0 is none");
+    }
+
+    #[test]
+    fn every_sabotage_is_noticed_by_somebody() {
+        for Sabotage { name, breaks, noticed_by } in ALL {
+            assert!(!noticed_by.is_empty() && !breaks.is_empty(), "{name}");
+            let word = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+            assert!(name.bytes().all(word), "{name}: no word for a command line");
+        }
+    }
+
+    #[test]
+    fn to_take_for_ever_is_not_to_notice() {
+        assert!(Seen::Failed(String::new()).is_caught());
+        assert!(!Seen::Passed.is_caught() && !Seen::Hung(Duration::from_secs(1)).is_caught());
+    }
+}

@@ -1,0 +1,127 @@
+//! Test programs of the host, in which a rule can be broken.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Seen, Suite, Test};
+use crate::child::{self, Finish};
+use crate::suite::Outcome;
+use crate::suite::host::{HostTests, Program};
+use crate::suite::libtest::LibtestOutput;
+use crate::workspace::Workspace;
+
+/// Every rule that is broken shows with fewer preemptions than the models take to show that none is.
+const LOOM_BOUNDS: [(&str, &str); 2] = [("LOOM_MAX_PREEMPTIONS", "2"), ("LOOM_MAX_BRANCHES", "5000")];
+/// What chooses a sabotage in these programs.
+const VARIABLE: &str = "LATCHWORK_SABOTAGE";
+/// The simulated machine gives a run up after a minute; the models of unbroken rules take a fraction of that.
+const TEST_LIMIT: Duration = Duration::from_secs(90);
+/// All tests with nothing broken.
+const CONTROL_LIMIT: Duration = Duration::from_secs(900);
+
+/// Those of one kind, built.
+pub struct Programs {
+    programs: Vec<Program>,
+    is_model: bool,
+}
+
+impl Programs {
+    /// `mm`'s own tests.
+    pub fn host(workspace: &Workspace) -> Result<Self> {
+        Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_tests()?, is_model: false })
+    }
+
+    /// The models.
+    pub fn loom(workspace: &Workspace) -> Result<Self> {
+        Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_models()?, is_model: true })
+    }
+
+    /// Runs `tests` with nothing broken.
+    ///
+    /// # Errors
+    /// When one of them does not pass then: it would show nothing.
+    pub fn control(&self, tests: &[Test]) -> Result<()> {
+        for program in &self.programs {
+            let names: BTreeSet<&str> =
+                tests.iter().filter(|test| suite_name(test.suite) == program.suite).map(|test| test.name).collect();
+            if names.is_empty() {
+                continue;
+            }
+            let mut passed = BTreeSet::new();
+            let mut output = LibtestOutput::default();
+            let hear = |line: &str| {
+                passed.extend(output.feed(line).filter(|test| test.outcome == Outcome::Passed).map(|test| test.name));
+            };
+            let mut command = self.command(program, names.iter().copied());
+            if child::run(&mut command, CONTROL_LIMIT, hear, || ())? == Finish::Interrupted {
+                bail!("interrupted");
+            }
+            let missing: Vec<&str> = names.into_iter().filter(|name| !passed.contains(*name)).collect();
+            ensure!(missing.is_empty(), "does not pass with nothing broken: {} {}", program.suite, missing.join(", "));
+        }
+        Ok(())
+    }
+
+    /// Runs `test` with the rule of `sabotage` broken.
+    pub fn attempt(&self, sabotage: &str, test: &Test) -> Result<Seen> {
+        let suite = suite_name(test.suite);
+        let program = self.programs.iter().find(|program| program.suite == suite);
+        let program = program.with_context(|| format!("there are no tests {suite}"))?;
+        let mut command = self.command(program, [test.name]);
+        command.env(VARIABLE, sabotage).stderr(Stdio::null());
+        let mut output = LibtestOutput::default();
+        let mut failed = false;
+        let hear = |line: &str| failed |= output.feed(line).is_some_and(|test| test.outcome == Outcome::Failed);
+        Ok(match child::run(&mut command, TEST_LIMIT, hear, || ())? {
+            Finish::Interrupted => bail!("interrupted"),
+            Finish::TimedOut => Seen::Hung(TEST_LIMIT),
+            Finish::Exited(_) if failed => Seen::Failed(last_words(&output.output(test.name))),
+            Finish::Exited(status) if status.success() => Seen::Passed,
+            Finish::Exited(status) => Seen::Failed(format!("its program died: {status}")),
+        })
+    }
+
+    /// Runs the tests of these names in `program`.
+    fn command<'n>(&self, program: &Program, names: impl IntoIterator<Item = &'n str>) -> Command {
+        let mut command = program.command("");
+        command.arg("--exact").args(names).env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
+        if self.is_model {
+            command.envs(LOOM_BOUNDS);
+        }
+        command
+    }
+}
+
+/// What the programs call it.
+fn suite_name(suite: Suite) -> String {
+    match suite {
+        Suite::Host => "mm".to_owned(),
+        Suite::Loom(file) => format!("mm/{file}"),
+    }
+}
+
+/// Of all that a failed test said, why it failed: what follows the first line that says where, of a comparison both sides too.
+fn last_words(said: &[String]) -> String {
+    let mut lines = said.iter().skip_while(|line| !line.contains("panicked at")).skip(1);
+    let Some(first) = lines.next() else { return "it failed without a word".to_owned() };
+    let sides =
+        lines.map(|line| line.trim()).take_while(|line| line.starts_with("left: ") || line.starts_with("right: "));
+    std::iter::once(first.as_str()).chain(sides).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_test_says_why() {
+        let said = |lines: &[&str]| last_words(&lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>());
+        assert_eq!(said(&["seed 1", "thread 'a' panicked at mm/src/a.rs:1:2:", "a mix", "note: more"]), "a mix");
+        let compared = ["thread 'a' panicked at x:1:2:", "assertion failed", "  left: 1", " right: 2", "note: more"];
+        assert_eq!(said(&compared), "assertion failed, left: 1, right: 2");
+        assert_eq!(said(&["Error: x"]), "it failed without a word");
+    }
+}

@@ -1,0 +1,274 @@
+//! The rules that can be broken. Where several tests are named, each of them must notice by itself.
+
+use super::{Sabotage, Suite, Test};
+
+const fn host(name: &'static str) -> Test {
+    Test { suite: Suite::Host, name }
+}
+
+const fn loom(file: &'static str, name: &'static str) -> Test {
+    Test { suite: Suite::Loom(file), name }
+}
+
+/// All of them.
+pub const ALL: &[Sabotage] = &[
+    // Faults and the tables they need.
+    Sabotage {
+        name: "pmd-recheck",
+        breaks: "a PTE lock is taken though its table may have left the slot (I16, R3)",
+        noticed_by: &[
+            host("pgtable::offset::tests::a_locked_table_stays_in_its_slot"),
+            loom("loom_fault", "a_locked_table_is_hooked"),
+        ],
+    },
+    Sabotage {
+        name: "pte-recheck",
+        breaks: "a fault stores where another has stored meanwhile (I1, R2)",
+        noticed_by: &[
+            host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
+            loom("loom_helpers", "two_that_fault_on_one_page_agree"),
+        ],
+    },
+    Sabotage {
+        name: "slot-recheck",
+        breaks: "a table is linked where another has been linked meanwhile (I15, R1)",
+        noticed_by: &[
+            host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
+            loom("loom_helpers", "two_that_make_one_table_agree"),
+        ],
+    },
+    Sabotage {
+        name: "fault-region-recheck",
+        breaks: "a fault stores in a region that has gone meanwhile (R41)",
+        noticed_by: &[host("fault::tests::races::munmap_races_with_faults")],
+    },
+    Sabotage {
+        name: "table-region-recheck",
+        breaks: "a table is linked for a region that has gone meanwhile (R41)",
+        noticed_by: &[
+            host("pgtable::install::tests::nothing_is_made_for_a_region_that_has_gone"),
+            loom("loom_fault", "a_fault_without_tables_against_munmap"),
+        ],
+    },
+    Sabotage {
+        name: "none-unlocked",
+        breaks: "munmap takes a slot for none without its lock, while a fault fills it (R41)",
+        noticed_by: &[loom("loom_fault", "a_fault_without_tables_against_munmap")],
+    },
+    Sabotage {
+        name: "top-flush",
+        breaks: "CPUs go on with the top table as they have latched it, without a new entry (I38, R31)",
+        noticed_by: &[host("pgtable::pae_tests::a_filled_entry_is_known_to_whoever_runs_on_it")],
+    },
+    Sabotage {
+        name: "huge-recheck",
+        breaks: "a huge page is put where another page or table has come meanwhile (I14, R13)",
+        noticed_by: &[loom("loom_huge", "two_faults_for_one_huge_page")],
+    },
+    Sabotage {
+        name: "dtor",
+        breaks: "a table is freed without its destructor (I4)",
+        noticed_by: &[host(
+            "pgtable::alloc::tests::every_constructor_counts_one_table_and_the_destructor_takes_it_back",
+        )],
+    },
+    // Entries of two words.
+    Sabotage {
+        name: "pae-store-order",
+        breaks: "the low word, with P, is stored before the high one (I40)",
+        noticed_by: &[loom("loom_pae", "a_slot_that_is_filled_is_never_seen_half")],
+    },
+    Sabotage {
+        name: "pae-second-look",
+        breaks: "a reader takes both words without a second look at the low one (I40)",
+        noticed_by: &[loom("loom_pae", "an_entry_that_changes_in_both_words_is_the_one_or_the_other_or_none")],
+    },
+    Sabotage {
+        name: "halves-sync",
+        breaks: "a slot is filled again while a CPU has read one half of what was in it (R29, R30)",
+        noticed_by: &[host("pgtable::pae_tests::a_pte_table_goes_after_all_cpus_have_taken_an_interrupt")],
+    },
+    // Pages and tables that go.
+    Sabotage {
+        name: "free-before-flush",
+        breaks: "pages are given back before TLBs have forgotten them (I30, R20)",
+        noticed_by: &[
+            host("gather::tests::pages_of_many_tables_are_flushed_once"),
+            host("fault::tests::races::munmap_races_with_faults"),
+        ],
+    },
+    Sabotage {
+        name: "nested-flush",
+        breaks: "what another gather has taken out and not flushed is taken for flushed (R21)",
+        noticed_by: &[host("gather::tests::a_gather_that_finds_anothers_work_unflushed_flushes_it")],
+    },
+    Sabotage {
+        name: "grace-period",
+        breaks: "a grace period waits for nobody (I10, I11, R4, R5)",
+        noticed_by: &[
+            host("gather::tests::tables_of_every_level_wait_for_their_readers"),
+            host("address_space::advise::tests::a_lockless_reader_keeps_a_table_that_was_taken_away"),
+            loom("loom_lock", "a_reader_never_meets_what_was_freed_after_a_grace_period"),
+            loom("loom_helpers", "a_table_is_not_reused_under_a_lookup"),
+            loom("loom_helpers", "a_lock_that_was_named_can_be_taken"),
+        ],
+    },
+    Sabotage {
+        name: "unlock-early",
+        breaks: "a table is unhooked when its own lock has been given up (I16)",
+        noticed_by: &[
+            host("pgtable::offset::tests::a_locked_table_stays_in_its_slot"),
+            loom("loom_fault", "a_locked_table_is_hooked"),
+        ],
+    },
+    Sabotage {
+        name: "floor-and-ceiling",
+        breaks: "a table goes that a neighbouring region uses too (R35)",
+        noticed_by: &[host("address_space::map::tests::a_table_shared_with_a_neighbour_survives")],
+    },
+    Sabotage {
+        name: "empty-recheck",
+        breaks: "a table goes that a fault has filled again (R8)",
+        noticed_by: &[loom("loom_reclaim", "a_table_that_is_filled_again_stays")],
+    },
+    Sabotage {
+        name: "lock-order",
+        breaks: "a PMD lock is waited for under a PTE lock (I22, R7)",
+        noticed_by: &[
+            host("address_space::advise::tests::a_table_is_cleared_and_unlinked_under_one_hold_of_its_lock"),
+            loom("loom_reclaim", "a_table_that_goes_against_one_who_holds_its_pmd_lock"),
+        ],
+    },
+    Sabotage {
+        name: "protect-flush",
+        breaks: "a right is taken away and not flushed",
+        noticed_by: &[host("tlb::tests::a_downgrade_is_flushed_and_an_upgrade_is_not")],
+    },
+    Sabotage {
+        name: "split-flush",
+        breaks: "the small pages of a huge one show while TLBs still have the large translation (I34)",
+        noticed_by: &[host("fault::huge::tests::a_split_leaves_no_large_translation_behind")],
+    },
+    Sabotage {
+        name: "split-none",
+        breaks: "a huge entry that is split is none for a moment (I28, R12)",
+        noticed_by: &[
+            host("fault::huge::tests::races::an_entry_under_split_or_protection_change_is_never_seen_as_none"),
+            loom("loom_huge", "an_entry_in_split_is_never_none"),
+        ],
+    },
+    Sabotage {
+        name: "collapse-grace-period",
+        breaks: "a collapse empties a table under those who walk it (I10, R11)",
+        noticed_by: &[host("address_space::collapse::tests::collapse_waits_for_lockless_walkers")],
+    },
+    // Copies and moves.
+    Sabotage {
+        name: "cow-references",
+        breaks: "a page is written in place though another address space has it too (R18)",
+        noticed_by: &[host("address_space::fork::tests::a_store_on_either_side_stays_there")],
+    },
+    Sabotage {
+        name: "cow-recheck",
+        breaks: "a copy is installed over an entry that has changed meanwhile (R18)",
+        noticed_by: &[host("address_space::fork::tests::races::a_shared_page_is_copied_once")],
+    },
+    Sabotage {
+        name: "cow-flush",
+        breaks: "a copy shows while TLBs still have the page it replaces (R17, R18)",
+        noticed_by: &[host("address_space::fork::tests::races::a_shared_page_is_copied_once")],
+    },
+    Sabotage {
+        name: "fork-reference",
+        breaks: "a page that is shared gets no second reference",
+        noticed_by: &[host("address_space::fork::tests::both_show_one_page_that_neither_may_write")],
+    },
+    Sabotage {
+        name: "fork-flush",
+        breaks: "a page is shared while TLBs still let it be written (R14)",
+        noticed_by: &[host("address_space::fork::tests::a_store_on_either_side_stays_there")],
+    },
+    Sabotage {
+        name: "fork-detach",
+        breaks: "faults of the parent go on while its pages are shared (R14)",
+        noticed_by: &[host("address_space::fork::tests::races::a_child_is_a_snapshot")],
+    },
+    Sabotage {
+        name: "move-flush",
+        breaks: "pages move and TLBs still have them at the old place (R15)",
+        noticed_by: &[host("address_space::remap::tests::a_mapping_moves_with_its_pages")],
+    },
+    // Translations of other CPUs.
+    Sabotage {
+        name: "forget-a-cpu",
+        breaks: "one CPU that has the address space loaded is not told of a flush (I29)",
+        noticed_by: &[
+            host("tlb::tests::an_unmapping_of_many_regions_is_one_shootdown"),
+            host("fault::tests::races::munmap_races_with_faults"),
+            loom("loom_tlb", "mutual_shootdown"),
+        ],
+    },
+    Sabotage {
+        name: "answers",
+        breaks: "a flush does not wait for the CPUs it has told (I29)",
+        noticed_by: &[host("fault::tests::races::munmap_races_with_faults"), loom("loom_tlb", "mutual_shootdown")],
+    },
+    Sabotage {
+        name: "flush-fence",
+        breaks: "a flusher may read the mask before its generation shows (I32, R23)",
+        noticed_by: &[loom("loom_tlb", "switch_against_flush"), loom("loom_tlb", "return_from_lazy_against_flush")],
+    },
+    Sabotage {
+        name: "join-fence",
+        breaks: "a CPU may read the generation before the mask shows it (I32, R23)",
+        noticed_by: &[loom("loom_tlb", "switch_against_flush")],
+    },
+    Sabotage {
+        name: "generations",
+        breaks: "a CPU drops single pages though it has missed a flush (I31, R24)",
+        noticed_by: &[loom("loom_tlb", "generations_out_of_order")],
+    },
+    Sabotage {
+        name: "lazy-cpus",
+        breaks: "lazy CPUs walk tables that are freed (I33, R25)",
+        noticed_by: &[
+            host("tlb::tests::a_flush_that_frees_tables_reaches_lazy_cpus"),
+            loom("loom_tlb", "lazy_cpu_against_freed_tables"),
+        ],
+    },
+    Sabotage {
+        name: "lazy-return",
+        breaks: "a CPU that was lazy goes on with what it had cached (R26)",
+        noticed_by: &[
+            host("tlb::tests::a_lazy_cpu_is_passed_by_and_catches_up"),
+            loom("loom_tlb", "return_from_lazy_against_flush"),
+        ],
+    },
+    Sabotage {
+        name: "lazy-exit",
+        breaks: "an address space ends while a CPU is lazy on it (I36, R37)",
+        noticed_by: &[host("tlb::tests::an_address_space_does_not_go_while_a_cpu_is_lazy_on_it")],
+    },
+    // The lock.
+    Sabotage {
+        name: "unlock-order",
+        breaks: "what an owner did may show after its unlock (I44)",
+        noticed_by: &[loom("loom_algorithms", "ticket_two_in_the_queue_exclude_each_other_and_wake_up")],
+    },
+    Sabotage {
+        name: "kick-in-queue",
+        breaks: "the next owner sleeps and nobody kicks it (I47, R38)",
+        noticed_by: &[
+            host("sync::parking::tests::who_is_awake_or_waits_for_another_lock_is_not_kicked"),
+            loom("loom_algorithms", "ticket_two_in_the_queue_exclude_each_other_and_wake_up"),
+        ],
+    },
+    Sabotage {
+        name: "kick-outside",
+        breaks: "a waiter outside the queue sleeps and nobody kicks it (I47, R38)",
+        noticed_by: &[
+            host("sync::parking::tests::outsiders_are_kicked_in_turn"),
+            loom("loom_algorithms", "ticket_two_outside_the_queue_exclude_each_other_and_wake_up"),
+        ],
+    },
+];
