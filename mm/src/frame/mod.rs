@@ -242,9 +242,7 @@ impl<M: Machine> FrameAllocator<M> {
         debug_assert_eq!((page.refcount(), page.mapcount()), (0, 0), "free {pfn:?} has references or mappings");
         page.set_state(PageType::Data, order, 0);
         page.set_refcount(1);
-        for frame in pfn.0..pfn.0 + (1 << order) {
-            machine.note_frame(Pfn(frame), FrameUse::Data);
-        }
+        machine.note_block(pfn, order, FrameUse::Data);
     }
 
     fn take_back(&self, machine: M, pfn: Pfn, order: u32) {
@@ -254,9 +252,7 @@ impl<M: Machine> FrameAllocator<M> {
         }
         debug_assert!(page.refcount() <= 1 && page.mapcount() == 0, "{pfn:?} freed while in use");
         page.set_refcount(0);
-        for frame in pfn.0..pfn.0 + (1 << order) {
-            machine.note_frame(Pfn(frame), FrameUse::Free);
-        }
+        machine.note_block(pfn, order, FrameUse::Free);
     }
 }
 

@@ -169,6 +169,10 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn frame_bytes(&self, pfn: Pfn) -> core::ptr::NonNull<u8>;
     /// Says what frame `pfn` is from now on.
     fn note_frame(self, _pfn: Pfn, _use: FrameUse) {}
+    /// Says it of all frames of the block of 2^`order` that begins at `first`.
+    fn note_block(self, first: Pfn, order: u32, frame_use: FrameUse) {
+        (first.0..first.0 + (1 << order)).for_each(|frame| self.note_frame(Pfn(frame), frame_use));
+    }
     /// Writes the kernel's entries into a new top table that nobody can reach yet.
     fn fill_kernel_entries(&self, top: &[SlotOf<Self>]);
 

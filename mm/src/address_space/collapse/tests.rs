@@ -1,17 +1,14 @@
 //! Collapse and split on the simulated machine.
 
 use super::CollapseError;
-use crate::address_space::{MapError, Mapping, MmRef};
-use crate::fault::FaultError;
+use crate::address_space::Mapping;
 use crate::machine::Machine;
-use crate::machine::sim::{Sim, SimConfig};
+use crate::machine::sim::SimConfig;
 use crate::object::Object;
 use crate::pgtable::{FourLevel, Level, Protection, leaf_at, pmd_offset, pte_offset_map, pte_offset_map_lock};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
 use crate::testing::{Process, Small, World, map_anonymous, page, pages};
-use proptest::prelude::{ProptestConfig, Strategy, prop_oneof, proptest};
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn small() -> World<Small> {
@@ -170,117 +167,5 @@ fn collapse_waits_for_lockless_walkers() {
             }
         });
         world.alone(|| drop(mm));
-    }
-}
-
-/// An operation of the property below, in pages.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Map { first: u64, count: u64, huge: bool },
-    Unmap { first: u64, count: u64 },
-    Protect { first: u64, count: u64, write: bool },
-    Write { at: u64, value: u64 },
-    Read { at: u64 },
-    Collapse { at: u64 },
-    Split { at: u64 },
-}
-
-const COUNT: u64 = 24;
-
-fn step() -> impl Strategy<Value = Step> {
-    let range = (0..COUNT, 1..10_u64);
-    let page = 0..COUNT;
-    prop_oneof![
-        4 => (range.clone(), proptest::bool::ANY).prop_map(|((first, count), huge)| Step::Map { first, count, huge }),
-        2 => range.clone().prop_map(|(first, count)| Step::Unmap { first, count }),
-        2 => (range, proptest::bool::ANY).prop_map(|((first, count), write)| Step::Protect { first, count, write }),
-        8 => (page.clone(), 1..1000_u64).prop_map(|(at, value)| Step::Write { at, value }),
-        3 => page.clone().prop_map(|at| Step::Read { at }),
-        2 => page.clone().prop_map(|at| Step::Collapse { at }),
-        2 => page.prop_map(|at| Step::Split { at }),
-    ]
-}
-
-/// A page of the reference model: whether it may be written, and what it holds.
-type Model = BTreeMap<u64, (bool, u64)>;
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Whatever the sizes of pages, memory behaves as a plain map from page to content and right; and as many tables are
-    /// deposited as there are huge entries (I14).
-    #[test]
-    fn sizes_of_pages_are_invisible(steps in proptest::collection::vec(step(), 1..80)) {
-        let world = small();
-        world.alone(|| {
-            let mm = world.mm();
-            let process = Process::enter(&world, &mm);
-            let mut model = Model::new();
-            for step in steps {
-                perform(&mm, &process, &mut model, step);
-                world.machine.assert_coherent();
-            }
-            let huge = (0..COUNT).step_by(4).filter(|at| matches!(leaf_at(&mm, page(*at)), Some((Level::Pmd, _))));
-            let (mut huge, mut deposited) = (huge.count(), 0);
-            let section = rcu::read_lock(mm.machine());
-            for at in (0..COUNT).step_by(if crate::config::USE_SPLIT_PMD_PTLOCKS { 16 } else { 64 }) {
-                let pmds = pmd_offset(&mm, &section, page(at));
-                deposited += pmds.map_or(0, |pmds| crate::pgtable::deposited_tables(&mm, pmds.slot(page(at))));
-            }
-            if !crate::config::USE_SPLIT_PMD_PTLOCKS && pmd_offset(&mm, &section, page(0)).is_none() {
-                // The one list of the address space is reached through a PMD table, and the first is not there.
-                huge = 0;
-            }
-            assert_eq!(deposited, huge, "deposits and huge entries differ (I14)");
-        });
-    }
-}
-
-fn perform(mm: &MmRef<Sim<Small>>, process: &Process<Small>, model: &mut Model, step: Step) {
-    let rights = |write| if write { Protection::READ_WRITE } else { Protection::READ };
-    match step {
-        Step::Map { first, count, huge } => {
-            let taken = model.range(first..first + count).next().is_some();
-            let expected = if taken { Err(MapError::Overlap) } else { Ok(()) };
-            let mapping = if huge { Mapping::AnonymousHuge } else { Mapping::Anonymous };
-            assert_eq!(mm.mmap(pages(first, first + count), rights(true), mapping), expected);
-            if !taken {
-                model.extend((first..first + count).map(|number| (number, (true, 0))));
-            }
-        }
-        Step::Unmap { first, count } => {
-            assert_eq!(mm.munmap(pages(first, first + count)), Ok(()));
-            model.retain(|number, _| !(first..first + count).contains(number));
-        }
-        Step::Protect { first, count, write } => {
-            let whole = model.range(first..first + count).count() as u64 == count;
-            let expected = if whole { Ok(()) } else { Err(MapError::NotMapped) };
-            assert_eq!(mm.mprotect(pages(first, first + count), rights(write)), expected);
-            if whole {
-                model.range_mut(first..first + count).for_each(|(_, page)| page.0 = write);
-            }
-        }
-        Step::Write { at, value } => {
-            let expected = match model.get_mut(&at) {
-                None => Err(FaultError::NotMapped),
-                Some((false, _)) => Err(FaultError::Forbidden),
-                Some(page) => {
-                    page.1 = value;
-                    Ok(())
-                }
-            };
-            assert_eq!(process.write(page(at), value), expected);
-        }
-        Step::Read { at } => {
-            let expected = model.get(&at).map_or(Err(FaultError::NotMapped), |page| Ok(page.1));
-            assert_eq!(process.read(page(at)), expected);
-        }
-        Step::Collapse { at } => {
-            // Whether it may depends on where regions end; in any case nobody notices.
-            let _ = mm.collapse_huge_page(page(at));
-        }
-        Step::Split { at } => {
-            mm.split_huge_page(page(at));
-        }
     }
 }

@@ -1,6 +1,5 @@
 //! `fork` and the copies after it, on the simulated machine.
 
-mod against_a_model;
 mod races;
 
 use crate::address_space::{MapError, Mapping, Mm, MmRef};

@@ -78,7 +78,7 @@ impl<Mode: PagingMode> SimCpu<Mode> {
             activity: Mutex::new(Activity::Stopped),
             mmu: Mutex::new(Mmu::new()),
             mappings: Mappings::new(),
-            dice: AtomicU64::new(mix(seed ^ mix(u64::from(id.0) + 1))),
+            dice: AtomicU64::new(first_roll(seed, id)),
             last_address: AtomicU64::new(0),
         }
     }
@@ -130,6 +130,11 @@ impl<Mode: PagingMode> SimCpu<Mode> {
         self.last_address.load(Ordering::Relaxed)
     }
 
+    /// Begins the random choices anew.
+    pub(super) fn reseed(&self, seed: u64) {
+        self.dice.store(first_roll(seed, self.id), Ordering::Relaxed);
+    }
+
     /// A random number.
     pub(super) fn roll(&self) -> u64 {
         mix(self.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed))
@@ -170,6 +175,11 @@ impl<Mode: PagingMode> fmt::Display for SimCpu<Mode> {
             self.last_address(),
         )
     }
+}
+
+/// Where the dice of a CPU begin.
+fn first_roll(seed: u64, id: CpuId) -> u64 {
+    mix(mix(seed) ^ mix(u64::from(id.0) + 1))
 }
 
 /// A thread that panicked has already said what is wrong; the rest shall be able to report.

@@ -4,11 +4,14 @@
 //! use what it has cached. `names` counts those cached entries, so that the check costs nothing when all is well; `lives`
 //! tells an entry cached in an earlier use of the frame from one of this use, wherever it comes to light.
 
+use super::cpu::lock;
 use super::slot::SimSlot;
 use crate::address::Pfn;
 use crate::machine::FrameUse;
 use crate::pgtable::{Entry, EntrySlot};
+use std::collections::BTreeSet;
 use std::ptr::NonNull;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// Eight-byte slots in a frame, whatever the mode makes of them.
@@ -28,6 +31,7 @@ pub(super) struct PhysicalMemory<S> {
     uses: Box<[AtomicU8]>,
     names: Box<[AtomicU32]>,
     lives: Box<[AtomicU32]>,
+    tables: Mutex<BTreeSet<Pfn>>,
 }
 
 impl<S: EntrySlot> PhysicalMemory<S> {
@@ -39,6 +43,7 @@ impl<S: EntrySlot> PhysicalMemory<S> {
             uses: (0..count).map(|_| AtomicU8::new(encode(None))).collect(),
             names: (0..count).map(|_| AtomicU32::new(0)).collect(),
             lives: (0..count).map(|_| AtomicU32::new(0)).collect(),
+            tables: Mutex::new(BTreeSet::new()),
         }
     }
 
@@ -85,10 +90,15 @@ impl<S: EntrySlot> PhysicalMemory<S> {
         self.index(pfn).and_then(|index| decode(self.uses[index].load(Ordering::Acquire)))
     }
 
-    /// Changes the use and returns the old one.
-    pub(super) fn set_use(&self, pfn: Pfn, to: FrameUse) -> Option<FrameUse> {
-        let index = self.index(pfn)?;
-        decode(self.uses[index].swap(encode(Some(to)), Ordering::AcqRel))
+    /// Changes the use.
+    pub(super) fn set_use(&self, pfn: Pfn, to: FrameUse) {
+        let Some(index) = self.index(pfn) else { return };
+        let from = decode(self.uses[index].swap(encode(Some(to)), Ordering::AcqRel));
+        if to == FrameUse::Table {
+            lock(&self.tables).insert(pfn);
+        } else if from == Some(FrameUse::Table) {
+            lock(&self.tables).remove(&pfn);
+        }
     }
 
     /// The use the frame has had so far ends.
@@ -124,9 +134,8 @@ impl<S: EntrySlot> PhysicalMemory<S> {
     }
 
     /// The frames in use as tables.
-    pub(super) fn tables(&self) -> impl Iterator<Item = Pfn> {
-        let all = (self.first.0..self.first.0 + self.frames.len() as u64).map(Pfn);
-        all.filter(|pfn| self.frame_use(*pfn) == Some(FrameUse::Table))
+    pub(super) fn tables(&self) -> Vec<Pfn> {
+        lock(&self.tables).iter().copied().collect()
     }
 }
 

@@ -171,6 +171,11 @@ impl<Mode: PagingMode> Sim<Mode> {
         self.state.memory.slots_of(pfn)[index].word().store(value, Ordering::Relaxed);
     }
 
+    /// Begins the random choices of all CPUs anew.
+    pub fn reseed(self, seed: u64) {
+        self.state.cpus.iter().for_each(|cpu| cpu.reseed(seed));
+    }
+
     /// Interrupts `cpu` has taken so far. Some that were sent while others were pending are taken as one.
     pub fn interrupts_taken(self, cpu: CpuId) -> u64 {
         self.state.cpu(cpu).interrupts_taken()
@@ -359,7 +364,11 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     }
 
     fn note_frame(self, pfn: Pfn, frame_use: FrameUse) {
-        self.state.note_frame(pfn, frame_use);
+        self.note_block(pfn, 0, frame_use);
+    }
+
+    fn note_block(self, first: Pfn, order: u32, frame_use: FrameUse) {
+        self.state.note_block(first, order, frame_use);
         self.passes();
     }
 

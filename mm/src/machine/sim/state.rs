@@ -1,6 +1,6 @@
 //! The whole of a simulated machine, and its verdict: alive, or failed and why.
 
-use super::config::{SimConfig, mix};
+use super::config::SimConfig;
 use super::cpu::{SimCpu, lock};
 use super::memory::PhysicalMemory;
 use super::violation::{Cached, SimViolation};
@@ -13,6 +13,7 @@ use crate::page::{MemMap, Page};
 use crate::pgtable::{EntrySlot, PagingMode};
 use crate::sync::BuildLock;
 use std::fmt::Write;
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,7 +43,7 @@ impl<Mode: PagingMode> State<Mode> {
         Self {
             config,
             locals: Cpus::new(),
-            cpus: (0..config.cpus as u32).map(|cpu| SimCpu::new(CpuId(cpu), mix(config.seed))).collect(),
+            cpus: (0..config.cpus as u32).map(|cpu| SimCpu::new(CpuId(cpu), config.seed)).collect(),
             memory: PhysicalMemory::new(config.first_frame, config.frames),
             memmap: MemMap::new(config.first_frame, pages),
             epoch: Instant::now(),
@@ -160,9 +161,21 @@ impl<Mode: PagingMode> State<Mode> {
 
     // Memory
 
-    /// Checks and records that frame `pfn` is used differently from now on.
-    pub(super) fn note_frame(&self, pfn: Pfn, to: FrameUse) {
-        let from = self.memory.frame_use(pfn);
+    /// Checks and records that a block of frames is used differently from now on.
+    pub(super) fn note_block(&self, first: Pfn, order: u32, to: FrameUse) {
+        let frames = first.0..first.0 + (1 << order);
+        let used_before: Vec<_> = frames.clone().map(|frame| self.memory.frame_use(Pfn(frame))).collect();
+        for (frame, from) in frames.clone().zip(&used_before) {
+            self.check_change(Pfn(frame), *from, to);
+        }
+        if to == FrameUse::Free && used_before.iter().any(Option::is_some) {
+            self.check_unmapped(&frames);
+            frames.clone().for_each(|frame| self.memory.fill_with_garbage(Pfn(frame)));
+        }
+        frames.for_each(|frame| self.memory.set_use(Pfn(frame), to));
+    }
+
+    fn check_change(&self, pfn: Pfn, from: Option<FrameUse>, to: FrameUse) {
         let is_expected = matches!(
             (from, to),
             (None | Some(FrameUse::Table | FrameUse::Data), FrameUse::Free)
@@ -184,11 +197,6 @@ impl<Mode: PagingMode> State<Mode> {
                 }
             }
         }
-        if to == FrameUse::Free && from.is_some() {
-            self.check_unmapped(pfn);
-            self.memory.fill_with_garbage(pfn);
-        }
-        self.memory.set_use(pfn, to);
     }
 
     /// Whether a translation that `cpu` has cached could be used. A lazy CPU's are not, and one that stops being lazy does
@@ -207,11 +215,13 @@ impl<Mode: PagingMode> State<Mode> {
         self.config.table_frames.is_none_or(|tables| pfn.0 < self.config.first_frame.0 + tables as u64)
     }
 
-    fn check_unmapped(&self, pfn: Pfn) {
-        for table in self.memory.tables().filter(|table| *table != pfn) {
+    /// Complains if a table still has an entry for one of `frames`.
+    fn check_unmapped(&self, frames: &Range<u64>) {
+        for table in self.memory.tables().into_iter().filter(|table| !frames.contains(&table.0)) {
             for (index, slot) in self.memory.slots_of(table).iter().enumerate() {
                 let entry = slot.hardware().load();
-                if walk::hw::is_present(entry) && walk::hw::pfn(entry) == pfn {
+                if walk::hw::is_present(entry) && frames.contains(&walk::hw::pfn(entry).0) {
+                    let pfn = walk::hw::pfn(entry);
                     self.report(SimViolation::FreedWhileMapped { pfn, table, index });
                 }
             }
