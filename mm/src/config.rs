@@ -12,7 +12,13 @@
 compile_error!("features `single-lock` and `split-pte` contradict each other: a build has one place for its locks");
 
 /// CPUs the per-CPU arrays have room for; CPU numbers are below it.
-pub const NR_CPUS: usize = if cfg!(loom) { 3 } else { 64 };
+pub const NR_CPUS: usize = if cfg!(loom) {
+    3
+} else if cfg!(shuttle) {
+    4
+} else {
+    64
+};
 
 /// Page-table locks are split when [`NR_CPUS`] reaches this. The single-lock build sets it out of reach.
 pub const SPLIT_PTLOCK_CPUS: usize = if cfg!(feature = "single-lock") {

@@ -11,7 +11,7 @@
 //! | the order unhook, flush, free | `gather.rs`, [`tlb`], `deferred.rs` |
 //! | the lock | [`sync::ticket`] |
 //! | what a machine must provide | [`machine`] |
-#![cfg_attr(not(any(test, feature = "sim", loom)), no_std)]
+#![cfg_attr(not(any(test, feature = "sim", loom, shuttle)), no_std)]
 #![deny(unsafe_code)]
 
 #[macro_use]
@@ -33,15 +33,17 @@ pub mod pgtable;
 pub mod slab;
 pub mod stats;
 pub mod sync;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod testing;
+#[cfg(shuttle)]
+pub mod testing;
 pub mod tlb;
 pub mod vma;
 
 /// Whether a host test unwinds from a failure: a destructor must not fail again then, it would hide the first.
 fn is_unwinding() -> bool {
-    #[cfg(test)]
+    #[cfg(any(test, shuttle))]
     return std::thread::panicking();
-    #[cfg(not(test))]
+    #[cfg(not(any(test, shuttle)))]
     false
 }

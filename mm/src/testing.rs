@@ -14,14 +14,17 @@ use crate::slab::SlabKind;
 use crate::vma::Access;
 
 /// A simulated machine that runs `mm`. Dropping it checks that everything taken was given back.
-pub(crate) struct World<Mode: PagingMode> {
-    pub(crate) machine: SimMachine<Mode>,
-    pub(crate) memory: &'static Memory<Sim<Mode>>,
+pub struct World<Mode: PagingMode> {
+    /// The machine.
+    pub machine: SimMachine<Mode>,
+    /// Its memory.
+    pub memory: &'static Memory<Sim<Mode>>,
     free_at_start: u64,
 }
 
 impl<Mode: PagingMode> World<Mode> {
-    pub(crate) fn new(config: SimConfig) -> Self {
+    /// As `config` says, with all its memory free.
+    pub fn new(config: SimConfig) -> Self {
         let machine = SimMachine::new(config);
         let handle = machine.handle();
         let (memory, free_at_start) = handle.run_cpu(CpuId(0), || {
@@ -37,31 +40,33 @@ impl<Mode: PagingMode> World<Mode> {
     }
 
     /// Runs `body` as CPU 0 alone.
-    pub(crate) fn alone<R>(&self, body: impl FnOnce() -> R) -> R {
+    pub fn alone<R>(&self, body: impl FnOnce() -> R) -> R {
         self.machine.run_cpu(CpuId(0), body)
     }
 
-    pub(crate) fn mm(&self) -> MmRef<Sim<Mode>> {
+    /// An empty address space.
+    pub fn mm(&self) -> MmRef<Sim<Mode>> {
         Mm::create(self.memory).expect("memory for an address space")
     }
 
     /// Tables that `mm` consists of, the top one included where that is a frame of its own (I8).
-    pub(crate) fn tables_of(&self, mm: &Mm<Sim<Mode>>) -> u64 {
+    pub fn tables_of(&self, mm: &Mm<Sim<Mode>>) -> u64 {
         mm.linked_table_bytes() / PAGE_SIZE as u64 + u64::from(pgd_layout::<Sim<Mode>>().is_none())
     }
 
-    pub(crate) fn free_frames(&self) -> u64 {
+    /// Frames that are free.
+    pub fn free_frames(&self) -> u64 {
         self.memory.frames().free_frames(self.machine.handle())
     }
 
     /// Gives back whatever waits or is kept in reserve, so that frames can be counted.
-    pub(crate) fn settle(&self) {
+    pub fn settle(&self) {
         self.memory.drain_deferred();
         self.memory.slab().shrink(self.machine.handle(), self.memory.frames());
     }
 
     /// Fails unless every frame, table and object taken since the start has been given back.
-    pub(crate) fn assert_books_balance(&self) {
+    pub fn assert_books_balance(&self) {
         self.alone(|| {
             self.settle();
             assert_eq!(self.free_frames(), self.free_at_start, "frames leaked");
@@ -93,14 +98,14 @@ impl<Mode: PagingMode> Drop for World<Mode> {
 }
 
 /// User code of `mm` on the CPU this thread runs as.
-pub(crate) struct Process<Mode: PagingMode> {
+pub struct Process<Mode: PagingMode> {
     loaded: LoadedMm<Sim<Mode>>,
     machine: Sim<Mode>,
 }
 
 impl<Mode: PagingMode> Process<Mode> {
     /// Loads `mm` on the current CPU.
-    pub(crate) fn enter(world: &World<Mode>, mm: &MmRef<Sim<Mode>>) -> Self {
+    pub fn enter(world: &World<Mode>, mm: &MmRef<Sim<Mode>>) -> Self {
         let machine = world.machine.handle();
         let mut loaded = LoadedMm::none(machine);
         loaded.switch_to(Some(mm.clone()));
@@ -108,12 +113,12 @@ impl<Mode: PagingMode> Process<Mode> {
     }
 
     /// A kernel thread runs on the CPU: it keeps what is loaded, unused.
-    pub(crate) fn enter_lazy(&mut self) {
+    pub fn enter_lazy(&mut self) {
         self.loaded.enter_lazy();
     }
 
     /// User code of `mm` runs on the CPU from now on.
-    pub(crate) fn switch_to(&mut self, mm: &MmRef<Sim<Mode>>) {
+    pub fn switch_to(&mut self, mm: &MmRef<Sim<Mode>>) {
         self.loaded.switch_to(Some(mm.clone()));
     }
 
@@ -125,46 +130,49 @@ impl<Mode: PagingMode> Process<Mode> {
         })
     }
 
-    pub(crate) fn read(&self, address: VirtAddr) -> Result<u64, FaultError> {
+    /// Loads a word.
+    pub fn read(&self, address: VirtAddr) -> Result<u64, FaultError> {
         self.user().read(address)
     }
 
-    pub(crate) fn write(&self, address: VirtAddr, value: u64) -> Result<(), FaultError> {
+    /// Stores a word.
+    pub fn write(&self, address: VirtAddr, value: u64) -> Result<(), FaultError> {
         self.user().write(address, value)
     }
 
-    pub(crate) fn fetch_add(&self, address: VirtAddr, value: u64) -> Result<u64, FaultError> {
+    /// Adds to a word, and returns what was there.
+    pub fn fetch_add(&self, address: VirtAddr, value: u64) -> Result<u64, FaultError> {
         self.user().fetch_add(address, value)
     }
 }
 
 /// The address of page `number` of the user half.
-pub(crate) const fn page(number: u64) -> VirtAddr {
+pub const fn page(number: u64) -> VirtAddr {
     VirtAddr(number * PAGE_SIZE as u64)
 }
 
 /// The pages from `first` up to `end`.
-pub(crate) fn pages(first: u64, end: u64) -> VirtRange {
+pub fn pages(first: u64, end: u64) -> VirtRange {
     VirtRange::new(page(first).0, page(end).0).expect("a range of pages")
 }
 
 /// Maps anonymous memory that may be written.
-pub(crate) fn map_anonymous<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRange) {
+pub fn map_anonymous<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRange) {
     mm.mmap(range, Protection::READ_WRITE, Mapping::Anonymous).expect("a free range");
 }
 
 /// The frame that `address` shows, if any.
-pub(crate) fn frame_at<Mode: PagingMode>(world: &World<Mode>, mm: &Mm<Sim<Mode>>, address: VirtAddr) -> Option<Pfn> {
+pub fn frame_at<Mode: PagingMode>(world: &World<Mode>, mm: &Mm<Sim<Mode>>, address: VirtAddr) -> Option<Pfn> {
     world.machine.handle().peek(mm.pgd(), address).map(|entry| entry.pfn())
 }
 
 /// Maps anonymous memory that may be written and be huge.
-pub(crate) fn map_huge<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRange) {
+pub fn map_huge<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRange) {
     mm.mmap(range, Protection::READ_WRITE, Mapping::AnonymousHuge).expect("a free range");
 }
 
 /// Three levels of four entries: the smallest mode with huge pages of two sizes, of 4 and of 16 small ones.
-pub(crate) struct Small;
+pub struct Small;
 
 impl PagingMode for Small {
     type Slot = Slot64;

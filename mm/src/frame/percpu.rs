@@ -8,7 +8,13 @@ use crate::page::{decode, encode};
 use crate::sync::atomic::{AtomicUsize, Ordering, array_of, const_new};
 
 /// Frames a reserve holds at most.
-pub(super) const CAPACITY: usize = if cfg!(loom) { 2 } else { 32 };
+pub(super) const CAPACITY: usize = if cfg!(loom) {
+    2
+} else if cfg!(shuttle) {
+    4
+} else {
+    32
+};
 
 /// Frames moved between a reserve and the buddy lists at a time.
 pub(super) const BATCH: usize = CAPACITY / 2;

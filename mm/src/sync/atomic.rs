@@ -1,16 +1,22 @@
-//! The only place that names atomic types: `core`'s, or `loom`'s under `cfg(loom)`, where the model checker owns every
-//! access. Protocol state uses these; what no protocol reads uses [`plain`].
+//! The only place that names atomic types: `core`'s; `loom`'s under `cfg(loom)`, where the model checker owns every access;
+//! those of `scheduled` under `cfg(shuttle)`, where a seed decides which task runs. Protocol state uses these; what no
+//! protocol reads uses [`plain`].
 //!
 //! It is also the only place that knows the size of a word. A machine of 32 bits has no 64-bit atomic that costs one access, so
 //! what is shared by every machine is made of words: see [`is_older`] for numbers that grow for ever, and
 //! [`plain::Solo64`] for counts.
 
-#[cfg(all(not(loom), target_has_atomic = "64"))]
+#[cfg(all(not(any(loom, shuttle)), target_has_atomic = "64"))]
 pub use core::sync::atomic::AtomicU64;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(shuttle)]
+pub use scheduled::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+
+#[cfg(shuttle)]
+pub mod scheduled;
 
 /// `core`'s atomics even under the model checker: for counts, for reports, and for state that only its own CPU reads.
 pub mod plain {

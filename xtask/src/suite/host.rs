@@ -1,5 +1,5 @@
 //! Tests that run on the host: the unit and integration tests of `mm` and `xtask`, `mm`'s documentation tests, its loom
-//! models, whether its example runs, and whether it compiles for a 32-bit target.
+//! models and its runs under chosen schedules, whether its example runs, and whether it compiles for a 32-bit target.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -94,6 +94,7 @@ impl<'a> HostTests<'a> {
         if let Some(mut command) = self.loom_models() {
             programs.extend(self.build(&mut command)?);
         }
+        programs.extend(self.build(&mut self.schedules())?);
         for program in programs {
             let mut command = program.command(self.filter);
             command.arg("--list");
@@ -131,6 +132,10 @@ impl<'a> HostTests<'a> {
                 command.envs(LOOM_BOUNDS);
                 self.run_program(command, &program.suite, progress)?;
             }
+        }
+        progress.section("schedules");
+        for program in self.build(&mut self.schedules())? {
+            self.run_program(program.command(self.filter), &program.suite, progress)?;
         }
         if EXAMPLE_CHECK.contains(self.filter) {
             self.run_example(progress)?;
@@ -193,6 +198,17 @@ impl<'a> HostTests<'a> {
         // The models lean on `mm`'s own checks, which a release build leaves out.
         command.env("RUSTFLAGS", "--cfg loom -Cdebug-assertions");
         Some(command)
+    }
+
+    /// Builds `mm`'s tests under chosen schedules: a build of its own too, since the simulated machine gives up its threads.
+    fn schedules(&self) -> Command {
+        let mut command = self.cargo();
+        command.args(["test", "--no-run", "--message-format=json-render-diagnostics", "--release"]);
+        command
+            .args(["--package", "mm", "--features", "sim", "--test", "shuttle_*", "--target-dir"])
+            .arg(self.workspace.target("shuttle"));
+        command.env("RUSTFLAGS", "--cfg shuttle -Cdebug-assertions");
+        command
     }
 
     fn build(&self, command: &mut Command) -> Result<Vec<Program>, HostError> {

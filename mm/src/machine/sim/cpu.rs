@@ -5,6 +5,7 @@
 
 use super::config::mix;
 use super::current::{self, Passage};
+use super::host::{self, Condvar, lock};
 use super::mappings::Mappings;
 use super::mmu::Mmu;
 use super::violation::SimViolation;
@@ -17,7 +18,7 @@ use crate::sync::rcu;
 use crate::tlb;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 /// An interrupt that asks the CPU to serve flush requests.
@@ -55,7 +56,7 @@ pub(super) struct SimCpu<Mode> {
     pending: AtomicU32,
     /// Interrupts taken so far.
     taken: AtomicU64,
-    bell: Mutex<Woken>,
+    bell: host::BellMutex<Woken>,
     rung: Condvar,
     activity: Mutex<Activity>,
     mmu: Mutex<Mmu<Mode>>,
@@ -73,7 +74,7 @@ impl<Mode: PagingMode> SimCpu<Mode> {
             irqs: AtomicBool::new(true),
             pending: AtomicU32::new(0),
             taken: AtomicU64::new(0),
-            bell: Mutex::new(false),
+            bell: host::BellMutex::new(false),
             rung: Condvar::new(),
             activity: Mutex::new(Activity::Stopped),
             mmu: Mutex::new(Mmu::new()),
@@ -105,8 +106,8 @@ impl<Mode: PagingMode> SimCpu<Mode> {
         &self.mappings
     }
 
-    fn bell(&self) -> MutexGuard<'_, Woken> {
-        lock(&self.bell)
+    fn bell(&self) -> host::BellGuard<'_, Woken> {
+        host::lock_bell(&self.bell)
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -158,8 +159,8 @@ impl<Mode: PagingMode> SimCpu<Mode> {
         self.pending.load(Ordering::SeqCst) != 0
     }
 
-    fn nap<'a>(&self, bell: MutexGuard<'a, Woken>) -> MutexGuard<'a, Woken> {
-        self.rung.wait_timeout(bell, NAP).unwrap_or_else(PoisonError::into_inner).0
+    fn nap<'a>(&self, bell: host::BellGuard<'a, Woken>) -> host::BellGuard<'a, Woken> {
+        host::wait(&self.rung, bell, NAP)
     }
 }
 
@@ -182,11 +183,6 @@ fn first_roll(seed: u64, id: CpuId) -> u64 {
     mix(mix(seed) ^ mix(u64::from(id.0) + 1))
 }
 
-/// A thread that panicked has already said what is wrong; the rest shall be able to report.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl<Mode: PagingMode> Sim<Mode> {
     /// Starts running as `cpu` on this thread, until the returned value is dropped.
     pub(super) fn enter(self, cpu: CpuId) -> Entered<Mode> {
@@ -195,7 +191,7 @@ impl<Mode: PagingMode> Sim<Mode> {
         while state.running.compare_exchange(false, true, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             assert_eq!(state.activity(), Activity::Stopped, "two threads run as {cpu:?}");
             self.state.check_alive();
-            std::thread::yield_now();
+            host::yield_now();
         }
         state.set_activity(Activity::Running);
         let _became = current::become_cpu(self.state, cpu);
@@ -368,6 +364,7 @@ impl<Mode: PagingMode> Drop for Entered<Mode> {
 
 impl<Mode: PagingMode> Passage for State<Mode> {
     fn passes(&'static self, id: CpuId) {
+        host::point();
         if std::thread::panicking() {
             return;
         }
@@ -389,8 +386,8 @@ impl<Mode: PagingMode> Passage for State<Mode> {
 /// Gives the other CPUs a chance to get in between; mostly a short one.
 fn dawdle(roll: u64) {
     match roll % 16 {
-        0 => std::thread::sleep(Duration::from_micros(roll >> 8 & 63)),
+        0 => host::sleep(Duration::from_micros(roll >> 8 & 63)),
         1..4 => (0..roll >> 8 & 255).for_each(|_| std::hint::spin_loop()),
-        _ => std::thread::yield_now(),
+        _ => host::yield_now(),
     }
 }

@@ -1,6 +1,8 @@
 //! Which simulated CPU the host thread runs as.
 
 use crate::cpu::CpuId;
+#[cfg(shuttle)]
+use shuttle::thread_local;
 use std::cell::Cell;
 
 /// What every machine does for a thread that runs as one of its CPUs, whatever its paging mode.
@@ -17,7 +19,7 @@ thread_local! {
 
 /// Has this thread run as `cpu` of `machine` until the returned value is dropped.
 pub(super) fn become_cpu(machine: &'static dyn Passage, cpu: CpuId) -> Became {
-    Became(CURRENT.replace(Some((machine, cpu))))
+    Became(CURRENT.with(|current| current.replace(Some((machine, cpu)))))
 }
 
 /// Restores what the thread ran as before.
@@ -25,19 +27,19 @@ pub(super) struct Became(Current);
 
 impl Drop for Became {
     fn drop(&mut self) {
-        CURRENT.set(self.0);
+        CURRENT.with(|current| current.set(self.0));
     }
 }
 
 /// The CPU of `machine` this thread runs as.
 pub(super) fn cpu_of(machine: &dyn Passage) -> Option<CpuId> {
-    let (current, cpu) = CURRENT.get()?;
+    let (current, cpu) = CURRENT.with(Cell::get)?;
     std::ptr::addr_eq(current, machine).then_some(cpu)
 }
 
 /// The CPU this thread runs as, if any, passes a point where anything may come between.
 pub(super) fn passes() {
-    if let Some((machine, cpu)) = CURRENT.get() {
+    if let Some((machine, cpu)) = CURRENT.with(Cell::get) {
         machine.passes(cpu);
     }
 }

@@ -3,7 +3,7 @@
 //! Rule checked: mappings are ended on the CPU that made them, last in, first out, and there are never more than a CPU of a
 //! machine with high memory has places for. Every PTE table counts, so that each test of each machine checks it.
 
-use super::cpu::lock;
+use super::host::lock;
 use std::sync::Mutex;
 
 /// Places of a CPU. The architecture's [`kmap`](crate::machine::Machine::map_table) has as many or more.

@@ -4,7 +4,7 @@
 //! use what it has cached. `names` counts those cached entries, so that the check costs nothing when all is well; `lives`
 //! tells an entry cached in an earlier use of the frame from one of this use, wherever it comes to light.
 
-use super::cpu::lock;
+use super::host::lock;
 use super::slot::SimSlot;
 use crate::address::Pfn;
 use crate::machine::FrameUse;
@@ -25,9 +25,9 @@ const GARBAGE: Entry = Entry(0x0000_dead_beef_d067);
 struct Frame<S>([SimSlot<S>; SLOTS]);
 
 /// The memory of one machine.
-pub(super) struct PhysicalMemory<S> {
+pub(super) struct PhysicalMemory<S: 'static> {
     first: Pfn,
-    frames: Box<[Frame<S>]>,
+    frames: &'static [Frame<S>],
     uses: Box<[AtomicU8]>,
     names: Box<[AtomicU32]>,
     lives: Box<[AtomicU32]>,
@@ -39,7 +39,7 @@ impl<S: EntrySlot> PhysicalMemory<S> {
         const { assert!(size_of::<Frame<S>>() == 4096, "a frame is 512 slots of 8 bytes") };
         Self {
             first,
-            frames: (0..count).map(|_| Frame(std::array::from_fn(|_| SimSlot::new(GARBAGE)))).collect(),
+            frames: frames(count),
             uses: (0..count).map(|_| AtomicU8::new(encode(None))).collect(),
             names: (0..count).map(|_| AtomicU32::new(0)).collect(),
             lives: (0..count).map(|_| AtomicU32::new(0)).collect(),
@@ -136,6 +136,50 @@ impl<S: EntrySlot> PhysicalMemory<S> {
     /// The frames in use as tables.
     pub(super) fn tables(&self) -> Vec<Pfn> {
         lock(&self.tables).iter().copied().collect()
+    }
+}
+
+/// So many frames of garbage. They are never freed, as no handle of a machine expires.
+fn frames<S: EntrySlot>(count: usize) -> &'static [Frame<S>] {
+    #[cfg(shuttle)]
+    if let Some(frames) = spare::take(count) {
+        return frames;
+    }
+    (0..count).map(|_| Frame(std::array::from_fn(|_| SimSlot::new(GARBAGE)))).collect::<Vec<_>>().leak()
+}
+
+/// Frames of machines that are gone. A model makes thousands of machines, one after another.
+#[cfg(shuttle)]
+mod spare {
+    use super::{EntrySlot, Frame, GARBAGE, PhysicalMemory};
+    use std::any::Any;
+    use std::cell::RefCell;
+    use std::sync::atomic::Ordering;
+
+    thread_local! {
+        static SPARE: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn take<S: EntrySlot>(count: usize) -> Option<&'static [Frame<S>]> {
+        let frames: &'static [Frame<S>] = SPARE
+            .with_borrow_mut(|spare| {
+                let fits = |frames: &Box<dyn Any>| {
+                    frames.downcast_ref::<&'static [Frame<S>]>().is_some_and(|frames| frames.len() == count)
+                };
+                let index = spare.iter().position(fits)?;
+                spare.swap_remove(index).downcast().ok()
+            })
+            .map(|frames| *frames)?;
+        let slots = frames.iter().flat_map(|frame| &frame.0);
+        slots.for_each(|slot| slot.word().store(GARBAGE.0, Ordering::Relaxed));
+        Some(frames)
+    }
+
+    impl<S: EntrySlot> PhysicalMemory<S> {
+        /// Leaves the frames to the next machine of this thread that has as many.
+        pub(in super::super) fn hand_on(&self) {
+            SPARE.with_borrow_mut(|spare| spare.push(Box::new(self.frames)));
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 mod config;
 mod cpu;
 mod current;
+mod host;
 mod mappings;
 mod memory;
 mod mmu;
@@ -87,6 +88,8 @@ impl<Mode: PagingMode> Drop for SimMachine<Mode> {
         let violations = self.take_violations();
         if !std::thread::panicking() {
             assert!(violations.is_empty(), "simulated machine: {violations:#?}");
+            #[cfg(shuttle)]
+            self.handle.state.memory.hand_on();
         }
     }
 }
@@ -114,8 +117,9 @@ impl<Mode: PagingMode> Sim<Mode> {
     pub fn assert_no_translation(self, top: impl Into<PhysAddr>, range: VirtRange) {
         let top = top.into();
         for cpu in &self.state.cpus {
+            let is_lazy = self.state.is_lazy(cpu);
             let mmu = cpu.mmu();
-            let in_use = mmu.top() == Some(top) && !self.state.locals.of(cpu.id()).tlb.is_lazy();
+            let in_use = mmu.top() == Some(top) && !is_lazy;
             let left: Vec<_> = mmu.translations_in(range).filter(|_| in_use).collect();
             drop(mmu);
             for (address, _, entry) in left {
@@ -128,7 +132,7 @@ impl<Mode: PagingMode> Sim<Mode> {
     /// Complains if a CPU's cached translation leads elsewhere, or allows more, than the tables say. Only when no change
     /// of any table is under way. What a lazy CPU has cached, or any CPU of an address space not loaded, may be old.
     pub fn assert_coherent(self) {
-        for cpu in self.state.cpus.iter().filter(|cpu| !self.state.locals.of(cpu.id()).tlb.is_lazy()) {
+        for cpu in self.state.cpus.iter().filter(|cpu| !self.state.is_lazy(cpu)) {
             let mmu = cpu.mmu();
             let cached: Vec<_> = mmu.translations().collect();
             let stale = mmu.latched_stale(&self.state.memory);
@@ -261,7 +265,7 @@ unsafe impl<Mode: PagingMode> Machine for Sim<Mode> {
     }
 
     fn pause(self) {
-        std::thread::yield_now();
+        host::yield_now();
         self.passes();
     }
 

@@ -2,15 +2,14 @@
 //!
 //! Rule: every run ends with a verdict. A machine that gets nowhere within its time limit says what each CPU was doing.
 
-use super::cpu::lock;
+use super::host::{self, BellMutex, Condvar, Instant, Thread, lock_bell};
 use super::{Sim, Stopped};
 use crate::cpu::CpuId;
 use crate::pgtable::PagingMode;
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a CPU is to do.
 pub type Body<'env> = Box<dyn FnOnce() + Send + 'env>;
@@ -24,7 +23,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How far a run has come.
 struct Progress {
     not_started: AtomicUsize,
-    outcome: Mutex<Outcome>,
+    outcome: BellMutex<Outcome>,
     changed: Condvar,
 }
 
@@ -58,44 +57,41 @@ impl<Mode: PagingMode> Sim<Mode> {
         let _limit = self.state.limit_time();
         let progress = Progress {
             not_started: AtomicUsize::new(bodies.len()),
-            outcome: Mutex::new(Outcome { busy: bodies.len(), panic: None }),
+            outcome: BellMutex::new(Outcome { busy: bodies.len(), panic: None }),
             changed: Condvar::new(),
         };
-        let failed = std::thread::scope(|scope| {
-            for (cpu, body) in bodies {
-                let progress = &progress;
-                let thread = std::thread::Builder::new().name(format!("simulated {cpu:?}"));
-                let spawned = thread.spawn_scoped(scope, move || self.run_one(cpu, body, progress));
-                spawned.expect("the host has threads to spare");
-            }
-            self.watch(&progress)
+        let progress = &progress;
+        let threads = bodies.into_iter().map(|(cpu, body)| Thread {
+            name: format!("simulated {cpu:?}"),
+            body: Box::new(move || self.run_one(cpu, body, progress)),
         });
+        let failed = host::beside(threads.collect(), || self.watch(progress));
         if failed {
             // The threads have ended, so each has told why it unwound.
-            let panic = lock(&progress.outcome).panic.take();
+            let panic = lock_bell(&progress.outcome).panic.take();
             resume_unwind(panic.unwrap_or_else(|| Box::new(self.state.verdict().unwrap_or_default())));
         }
     }
 
     fn run_one(self, cpu: CpuId, body: Body<'_>, progress: &Progress) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = host::catch(|| {
             let _entered = self.enter(cpu);
             // All start together, so that short bodies meet too.
             progress.not_started.fetch_sub(1, Ordering::AcqRel);
             while progress.not_started.load(Ordering::Acquire) != 0 {
                 self.state.check_alive();
-                std::thread::yield_now();
+                host::yield_now();
             }
             body();
-            lock(&progress.outcome).busy -= 1;
+            lock_bell(&progress.outcome).busy -= 1;
             progress.changed.notify_all();
             self.state.ring_all();
-            self.idle_until(|| lock(&progress.outcome).busy == 0);
+            self.idle_until(|| lock_bell(&progress.outcome).busy == 0);
             self.state.check_alive();
-        }));
+        });
         if let Err(panic) = outcome {
             self.state.fail();
-            let mut outcome = lock(&progress.outcome);
+            let mut outcome = lock_bell(&progress.outcome);
             if !panic.is::<Stopped>() {
                 outcome.panic.get_or_insert(panic);
             }
@@ -106,9 +102,9 @@ impl<Mode: PagingMode> Sim<Mode> {
 
     /// Waits until all CPUs are done, or have unwound because something went wrong; whether it has.
     fn watch(self, progress: &Progress) -> bool {
-        let mut outcome = lock(&progress.outcome);
+        let mut outcome = lock_bell(&progress.outcome);
         while outcome.busy != 0 && self.state.is_alive() {
-            outcome = progress.changed.wait_timeout(outcome, GLANCE).unwrap_or_else(PoisonError::into_inner).0;
+            outcome = host::wait(&progress.changed, outcome, GLANCE);
         }
         drop(outcome);
         if self.state.is_alive() {
@@ -121,7 +117,7 @@ impl<Mode: PagingMode> Sim<Mode> {
                 eprintln!("a CPU does not stop, it waits without entering the machine\n{}", self.state.describe());
                 std::process::abort();
             }
-            std::thread::sleep(GLANCE);
+            host::sleep(GLANCE);
         }
         true
     }

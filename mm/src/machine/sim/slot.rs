@@ -1,7 +1,7 @@
 //! Entries of a simulated machine: each access by software is a point where its CPU may dawdle, speculate or take an
 //! interrupt. That is where the races over page tables are.
 
-use super::current;
+use super::{current, host};
 use crate::address::VirtAddr;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
 use std::marker::PhantomData;
@@ -44,9 +44,9 @@ impl<Mode: PagingMode> PagingMode for SimMode<Mode> {
 pub struct SimSlot<S>(S);
 
 impl<S> SimSlot<S> {
-    /// The entry as the walker sees it, which no interrupt comes between.
-    pub(super) fn hardware(&self) -> &S {
-        &self.0
+    /// The entry as the walker sees it.
+    pub(super) fn hardware(&self) -> Hardware<'_, S> {
+        Hardware(&self.0)
     }
 
     /// The same eight bytes in a frame of data.
@@ -55,6 +55,19 @@ impl<S> SimSlot<S> {
         // SAFETY: as large and as aligned as the slot, which is made of atomics and lives as long. A frame is never a table and
         // data at once, and the allocator orders the one before the other; so accesses of both sizes never meet.
         unsafe { AtomicU64::from_ptr(std::ptr::from_ref(self).cast_mut().cast()) }
+    }
+}
+
+/// An entry that a walker accesses, each time at once: no interrupt and no other CPU comes between.
+pub(super) struct Hardware<'a, S>(&'a S);
+
+impl<S: EntrySlot> Hardware<'_, S> {
+    pub(super) fn load(&self) -> Entry {
+        host::quietly(|| self.0.load())
+    }
+
+    pub(super) fn compare_exchange(&self, current: Entry, new: Entry) -> Result<(), Entry> {
+        host::quietly(|| self.0.compare_exchange(current, new))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The whole of a simulated machine, and its verdict: alive, or failed and why.
 
 use super::config::SimConfig;
-use super::cpu::{SimCpu, lock};
+use super::cpu::SimCpu;
+use super::host::{self, Instant, lock};
 use super::memory::PhysicalMemory;
 use super::violation::{Cached, SimViolation};
 use super::walk::{self, WalkError};
@@ -10,14 +11,13 @@ use crate::config::PAGE_SIZE;
 use crate::cpu::{CpuId, Cpus};
 use crate::machine::FrameUse;
 use crate::page::{MemMap, Page};
-use crate::pgtable::{EntrySlot, PagingMode};
+use crate::pgtable::PagingMode;
 use crate::sync::BuildLock;
 use std::fmt::Write;
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 /// What a CPU unwinds with when the machine has failed elsewhere.
 pub(super) struct Stopped;
@@ -139,6 +139,10 @@ impl<Mode: PagingMode> State<Mode> {
 
     /// What every CPU is doing.
     pub(super) fn describe(&self) -> String {
+        host::quietly(|| self.describe_all())
+    }
+
+    fn describe_all(&self) -> String {
         let mut text = String::new();
         for cpu in &self.cpus {
             let local = self.locals.of(cpu.id());
@@ -202,7 +206,12 @@ impl<Mode: PagingMode> State<Mode> {
     /// Whether a translation that `cpu` has cached could be used. A lazy CPU's are not, and one that stops being lazy does
     /// so with interrupts off, and looks for what it has missed before they come on; if it does not, the next use tells.
     pub(super) fn uses_translations(&self, cpu: &SimCpu<Mode>) -> bool {
-        !self.locals.of(cpu.id()).tlb.is_lazy() && cpu.irqs()
+        !self.is_lazy(cpu) && cpu.irqs()
+    }
+
+    /// Whether `cpu` has an address space loaded for nobody.
+    pub(super) fn is_lazy(&self, cpu: &SimCpu<Mode>) -> bool {
+        host::quietly(|| self.locals.of(cpu.id()).tlb.is_lazy())
     }
 
     /// Whether `pfn` is high memory.

@@ -4,6 +4,7 @@
 
 use super::memory::{PhysicalMemory, SLOTS};
 use super::mmu::{Mmu, frame_of};
+use super::slot::Hardware;
 use crate::address::{Pfn, PhysAddr, VirtAddr};
 use crate::machine::FrameUse;
 use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
@@ -174,7 +175,12 @@ fn use_of_table<Mode: PagingMode>(level: Level) -> FrameUse {
 }
 
 /// Reads an entry and sets its A bit, and D in a leaf for a store, atomically with the check that it is still the same.
-fn touch<S: EntrySlot>(slot: &S, level: Level, write: bool, above: Entry) -> Result<(Entry, bool), WalkError> {
+fn touch<S: EntrySlot>(
+    slot: Hardware<'_, S>,
+    level: Level,
+    write: bool,
+    above: Entry,
+) -> Result<(Entry, bool), WalkError> {
     let mut entry = slot.load();
     loop {
         if !hw::is_present(entry) {
