@@ -71,6 +71,8 @@ pub struct Options<'a> {
     pub rounds: Option<u64>,
     /// Most detailed level to be logged.
     pub log: LevelFilter,
+    /// The rule to be broken, in a kernel with the feature `sabotage`.
+    pub sabotage: Option<&'a str>,
 }
 
 /// What is wrong with a command line.
@@ -114,7 +116,7 @@ const KINDS: &str = "panic, panic-everywhere, spin, deaf, triple-fault, half-lin
                      stack-overflow, or lock- or kmap- and how it is misused";
 
 /// The keys, in the order of [`Words`].
-const KEYS: [&str; 8] = ["mode", "filter", "workload", "seed", "timeout", "rounds", "log", "kind"];
+const KEYS: [&str; 9] = ["mode", "filter", "workload", "seed", "timeout", "rounds", "log", "kind", "sabotage"];
 
 /// The value of each key of [`KEYS`], where given.
 struct Words<'a>([Option<&'a str>; KEYS.len()]);
@@ -125,7 +127,7 @@ struct Words<'a>([Option<&'a str>; KEYS.len()]);
 /// The first word that is wrong, and why.
 pub fn parse(line: &str) -> Result<Options<'_>, CmdlineError<'_>> {
     let words = split(line)?;
-    let [mode, filter, workload, seed, timeout, rounds, log, kind] = words.0;
+    let [mode, filter, workload, seed, timeout, rounds, log, kind, sabotage] = words.0;
     let mode = match (mode.unwrap_or("run"), kind) {
         ("misbehave", Some(kind)) => Mode::Misbehave(misbehaviour(kind)?),
         ("misbehave", None) => return Err(CmdlineError::NoKind),
@@ -145,6 +147,7 @@ pub fn parse(line: &str) -> Result<Options<'_>, CmdlineError<'_>> {
         timeout: number("timeout", timeout, 1..=MAX_TIMEOUT, "seconds from 1 to 86400")?.unwrap_or(60),
         rounds: number("rounds", rounds, 1..=u64::MAX, "a decimal number from 1")?,
         log: level(log.unwrap_or("info"))?,
+        sabotage,
     })
 }
 
@@ -243,6 +246,7 @@ mod tests {
             ktest_assert_eq!(options.timeout, 5);
             ktest_assert_eq!(options.rounds, Some(3));
             ktest_assert_eq!(options.log, LevelFilter::Trace);
+            ktest_assert_eq!(parse("sabotage=dtor")?.sabotage, Some("dtor"));
             ktest_assert_eq!(parse("kind=half-line mode=misbehave")?.mode, Mode::Misbehave(Misbehaviour::HalfLine));
         }
 

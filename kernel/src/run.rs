@@ -31,10 +31,25 @@ pub fn configure() {
     match cmdline::parse(line) {
         Ok(options) => {
             crate::log::set_level(options.log);
+            if let Some(name) = options.sabotage {
+                break_a_rule(name);
+            }
             OPTIONS.call_once(|| options);
         }
         Err(error) => reject(format_args!("command line: {error}")),
     }
+}
+
+/// From now on the rule of this name is broken.
+#[cfg(feature = "sabotage")]
+fn break_a_rule(name: &str) {
+    mm::sabotage::choose(name);
+}
+
+/// Only kernels that are built for it break rules.
+#[cfg(not(feature = "sabotage"))]
+fn break_a_rule(name: &str) {
+    reject(format_args!("sabotage={name}: this kernel was not built for it"))
 }
 
 /// Does what the command line asks for, reports, and turns the machine off.

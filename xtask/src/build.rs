@@ -122,6 +122,8 @@ pub struct Variant {
     pub levels: Levels,
     /// How it is compiled.
     pub profile: Profile,
+    /// Whether rules can be broken in it.
+    pub sabotage: bool,
 }
 
 impl Variant {
@@ -135,6 +137,7 @@ impl Variant {
                 debug_locks,
                 levels: Levels::Four,
                 profile,
+                sabotage: false,
             })
         })
     }
@@ -152,7 +155,8 @@ impl Variant {
     /// The features of the kernel that this takes.
     pub fn features(self) -> Vec<&'static str> {
         let five_levels = (self.levels == Levels::Five).then_some("five-level");
-        self.lock_features().into_iter().chain(five_levels).collect()
+        let sabotage = self.sabotage.then_some("sabotage");
+        self.lock_features().into_iter().chain(five_levels).chain(sabotage).collect()
     }
 
     /// What to type to get it.
@@ -174,7 +178,8 @@ impl Variant {
     fn file_name(self) -> String {
         let arch = if self.arch == Arch::X86_64 { String::new() } else { format!("-{}", self.arch.word()) };
         let levels = if self.levels == Levels::Five { "-5level" } else { "" };
-        format!("kernel{arch}-{}{levels}-{}.elf", self.name(), self.profile.name())
+        let sabotage = if self.sabotage { "-sabotage" } else { "" };
+        format!("kernel{arch}-{}{levels}{sabotage}-{}.elf", self.name(), self.profile.name())
     }
 }
 

@@ -43,11 +43,14 @@ pub enum Command {
     Clippy,
 }
 
+/// CPUs of a machine of which nobody asked another number.
+pub const USUAL_CPUS: u32 = 8;
+
 /// Options of every run.
 #[derive(Args, Clone)]
 pub struct Guest {
     /// CPUs, 1 to 64.
-    #[arg(long, value_name = "N", default_value = "8", value_parser = options::cpus, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = USUAL_CPUS, value_parser = options::cpus, allow_negative_numbers = true)]
     pub smp: u32,
     /// Memory, such as 512M or 2G; 512M, or with PAE 6G, if none is given.
     #[arg(long, value_name = "SIZE", value_parser = options::memory, allow_hyphen_values = true)]
@@ -268,6 +271,8 @@ pub enum SabotageHalf {
     Host,
     /// Those under the model checker.
     Loom,
+    /// Those in the kernels.
+    Kernel,
 }
 
 /// `list`

@@ -88,6 +88,13 @@ pub enum Task {
         /// Part of a name; empty for all.
         filter: String,
     },
+    /// Run them with a rule broken.
+    Sabotage {
+        /// The rule.
+        name: &'static str,
+        /// Part of a name.
+        filter: String,
+    },
     /// Name those tests.
     List {
         /// Part of a name; empty for all.
@@ -125,6 +132,7 @@ impl fmt::Display for CommandLine {
         match &self.task {
             Task::Test { filter } if filter.is_empty() => write!(f, "mode=test")?,
             Task::Test { filter } => write!(f, "mode=test filter={filter}")?,
+            Task::Sabotage { name, filter } => write!(f, "mode=test filter={filter} sabotage={name}")?,
             Task::List { filter } if filter.is_empty() => write!(f, "mode=list")?,
             Task::List { filter } => write!(f, "mode=list filter={filter}")?,
             Task::Workload { name, rounds } => {
@@ -161,5 +169,7 @@ mod tests {
         assert_eq!(line.to_string(), "mode=run workload=storm rounds=3 seed=42 timeout=60 log=info");
         let line = CommandLine { task: Task::Test { filter: String::new() }, ..line };
         assert_eq!(line.to_string(), "mode=test seed=42 timeout=60 log=info");
+        let line = CommandLine { task: Task::Sabotage { name: "dtor", filter: "race".to_owned() }, ..line };
+        assert_eq!(line.to_string(), "mode=test filter=race sabotage=dtor seed=42 timeout=60 log=info");
     }
 }

@@ -87,6 +87,7 @@ struct Record<'a> {
 pub fn run(workspace: &Workspace, qemu: &Path, plan: &Plan, observer: &mut dyn Observer) -> Result<Run, RunError> {
     let name = match &plan.task {
         Task::Test { .. } => "test",
+        Task::Sabotage { .. } => "sabotage",
         Task::List { .. } => "list",
         Task::Workload { .. } => "run",
         Task::Misbehave { .. } => "misbehave",

@@ -12,6 +12,7 @@ use mm::config::PAGE_SIZE;
 use mm::cpu::{CpuId, CpuSet, Cpus};
 use mm::machine::{LocalFlush, Machine, PgdLoad, SlotOf, WaitingRule};
 use mm::pgtable::{Entry, HugeSize, Level, PagingMode};
+use mm::sabotaged;
 use mm::sync::BuildLock;
 use mm::sync::held::HeldLocks;
 use mm::tlb::MAX_ASIDS;
@@ -251,6 +252,8 @@ unsafe impl Machine for X86 {
 
     fn flush_local(self, flush: LocalFlush) {
         match flush {
+            LocalFlush::Range { .. } if sabotaged!("invlpg") => {}
+            LocalFlush::AddressSpace if sabotaged!("cr3-reload") => {}
             LocalFlush::Range { range, stride } => {
                 let first = range.start.0 & !(stride - 1);
                 (first..range.end.0).step_by(stride as usize).for_each(|at| paging::flush_page(at as usize));

@@ -17,6 +17,7 @@ use arch_x86::{interrupts, percpu, switch};
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
 use mm::config::NR_CPUS;
 use mm::cpu::CpuId;
+use mm::sabotaged;
 use mm::sync::order;
 
 use super::join::note_gone;
@@ -105,7 +106,7 @@ pub(super) fn make_ready(thread: Arc<Thread>) {
     let cpu = thread.cpu;
     let scheduler = of(cpu);
     scheduler.queue.lock().push_back(thread);
-    if scheduler.halting.load(Ordering::Relaxed) && cpu != percpu::cpu() {
+    if scheduler.halting.load(Ordering::Relaxed) && cpu != percpu::cpu() && !sabotaged!("thread-kick") {
         interrupt::kick(cpu);
     }
 }

@@ -28,7 +28,27 @@ pub fn variant(options: &cli::Variant) -> Result<Variant> {
         debug_locks: options.debug_locks,
         levels: options.levels,
         profile: if options.debug { Profile::Debug } else { Profile::Release },
+        sabotage: false,
     })
+}
+
+/// The machine nobody asked anything of, for kernels of `arch`.
+pub fn usual_machine(arch: Arch) -> Machine {
+    Machine {
+        arch,
+        cpus: cli::USUAL_CPUS,
+        memory_mib: usual_memory_mib(arch),
+        accelerator: Virtualisation::detect().accelerator(),
+        clock: Clock::Host,
+        lacks: None,
+    }
+}
+
+fn usual_memory_mib(arch: Arch) -> u64 {
+    match arch {
+        Arch::X86_64 => USUAL_MEMORY_MIB,
+        Arch::I686Pae => USUAL_PAE_MEMORY_MIB,
+    }
 }
 
 /// The machine the options ask for, for kernels of `arch`.
@@ -41,8 +61,7 @@ pub fn machine(options: &Guest, arch: Arch) -> Result<Machine> {
             bail!("--mem: i686-pae takes at most {}G; --arch x86_64 takes more", MOST_PAE_MEMORY_MIB / 1024)
         }
         (_, Some(mib)) => mib,
-        (Arch::X86_64, None) => USUAL_MEMORY_MIB,
-        (Arch::I686Pae, None) => USUAL_PAE_MEMORY_MIB,
+        (_, None) => usual_memory_mib(arch),
     };
     let virtualisation = Virtualisation::detect();
     let clock = options.deterministic.map_or(Clock::Host, |shift| Clock::Instructions { shift });

@@ -4,8 +4,11 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use super::guest;
+use crate::build::Arch;
 use crate::cli::{self, SabotageHalf};
-use crate::sabotage::{ALL, Programs, Sabotage, Suite, Test};
+use crate::sabotage::{ALL, Kernel, Programs, Sabotage, Stage, Suite, Test};
+use crate::setup::qemu;
 use crate::workspace::Workspace;
 
 /// A rule to be broken, and a test that must notice.
@@ -26,21 +29,18 @@ pub fn sabotage(workspace: &Workspace, options: &cli::Sabotage) -> Result<bool> 
     }
     let mut survived = Vec::new();
     let mut caught = 0;
-    for half in [SabotageHalf::Host, SabotageHalf::Loom] {
-        let chosen: Vec<Attempt> = attempts.iter().copied().filter(|(_, test)| half_of(test.suite) == half).collect();
+    for ground in Ground::ALL {
+        let chosen: Vec<Attempt> = attempts.iter().copied().filter(|(_, test)| Ground::of(test) == ground).collect();
         if chosen.is_empty() {
             continue;
         }
-        let programs = match half {
-            SabotageHalf::Host => Programs::host(workspace)?,
-            SabotageHalf::Loom => Programs::loom(workspace)?,
-        };
-        println!("{:>12} nothing broken", "----");
-        programs.control(&chosen.iter().map(|(_, test)| **test).collect::<Vec<_>>())?;
-        println!("{:>12} one rule broken", "----");
+        let stage = ground.stage(workspace)?;
+        println!("{:>12} nothing broken, {}", "----", ground.name());
+        stage.control(&chosen.iter().map(|(_, test)| **test).collect::<Vec<_>>())?;
+        println!("{:>12} one rule broken, {}", "----", ground.name());
         for (sabotage, test) in chosen {
             let started = Instant::now();
-            let seen = programs.attempt(sabotage.name, test)?;
+            let seen = stage.attempt(sabotage.name, test)?;
             let is_caught = seen.is_caught();
             let word = if is_caught { "CAUGHT" } else { "SURVIVED" };
             println!("{word:>12} [{:>8.3}s] {}: {test}", started.elapsed().as_secs_f64(), sabotage.name);
@@ -64,13 +64,52 @@ pub fn sabotage(workspace: &Workspace, options: &cli::Sabotage) -> Result<bool> 
 fn attempts(filter: &str, only: Option<SabotageHalf>) -> impl Iterator<Item = Attempt> {
     let chosen = ALL.iter().filter(move |sabotage| sabotage.name.contains(filter));
     let all = chosen.flat_map(|sabotage| sabotage.noticed_by.iter().map(move |test| (sabotage, test)));
-    all.filter(move |(_, test)| only.is_none_or(|half| half_of(test.suite) == half))
+    all.filter(move |(_, test)| only.is_none_or(|half| Ground::of(test).half() == half))
 }
 
-fn half_of(suite: Suite) -> SabotageHalf {
-    match suite {
-        Suite::Host => SabotageHalf::Host,
-        Suite::Loom(_) => SabotageHalf::Loom,
+/// What is built and run together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ground {
+    Host,
+    Loom,
+    Kernel(Arch),
+}
+
+impl Ground {
+    /// The quick ones first.
+    const ALL: [Self; 4] = [Self::Host, Self::Loom, Self::Kernel(Arch::X86_64), Self::Kernel(Arch::I686Pae)];
+
+    fn of(test: &Test) -> Self {
+        match test.suite {
+            Suite::Host => Self::Host,
+            Suite::Loom(_) => Self::Loom,
+            Suite::Kernel(arch) => Self::Kernel(arch),
+        }
+    }
+
+    fn half(self) -> SabotageHalf {
+        match self {
+            Self::Host => SabotageHalf::Host,
+            Self::Loom => SabotageHalf::Loom,
+            Self::Kernel(_) => SabotageHalf::Kernel,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Loom => "loom",
+            Self::Kernel(arch) => arch.word(),
+        }
+    }
+
+    /// Builds it.
+    fn stage(self, workspace: &Workspace) -> Result<Box<dyn Stage + '_>> {
+        Ok(match self {
+            Self::Host => Box::new(Programs::host(workspace)?),
+            Self::Loom => Box::new(Programs::loom(workspace)?),
+            Self::Kernel(arch) => Box::new(Kernel::build(workspace, qemu::require(arch)?, guest::usual_machine(arch))?),
+        })
     }
 }
 

@@ -1,12 +1,17 @@
 //! Sabotage: each rule of `mm` that can be broken by one line (`mm::sabotage`), and the tests that notice. A rule nobody would
 //! miss is not shown by any test, however many pass.
 
+mod kernel;
 mod programs;
 mod table;
 
 use std::fmt;
 use std::time::Duration;
 
+use anyhow::Result;
+
+use crate::build::Arch;
+pub use kernel::Kernel;
 pub use programs::Programs;
 pub use table::ALL;
 
@@ -36,6 +41,23 @@ pub enum Suite {
     Host,
     /// Under the model checker, in this file of `mm/tests`.
     Loom(&'static str),
+    /// In the kernel for this processor.
+    Kernel(Arch),
+}
+
+/// Where tests run with a rule broken.
+pub trait Stage {
+    /// Runs `tests` with nothing broken.
+    ///
+    /// # Errors
+    /// When one of them does not pass then: it would show nothing.
+    fn control(&self, tests: &[Test]) -> Result<()>;
+
+    /// Runs `test` with the rule of `sabotage` broken.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    fn attempt(&self, sabotage: &'static str, test: &Test) -> Result<Seen>;
 }
 
 impl fmt::Display for Test {
@@ -43,6 +65,7 @@ impl fmt::Display for Test {
         match self.suite {
             Suite::Host => write!(f, "mm {}", self.name),
             Suite::Loom(file) => write!(f, "mm/{file} {}", self.name),
+            Suite::Kernel(arch) => write!(f, "kernel ({}) {}", arch.word(), self.name),
         }
     }
 }
@@ -126,7 +149,7 @@ mod tests {
     fn every_sabotage_is_noticed_by_somebody() {
         for Sabotage { name, breaks, noticed_by } in ALL {
             assert!(!noticed_by.is_empty() && !breaks.is_empty(), "{name}");
-            let word = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+            let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
             assert!(name.bytes().all(word), "{name}: no word for a command line");
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Seen, Suite, Test};
+use super::{Seen, Stage, Suite, Test};
 use crate::child::{self, Finish};
 use crate::suite::Outcome;
 use crate::suite::host::{HostTests, Program};
@@ -39,11 +39,19 @@ impl Programs {
         Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_models()?, is_model: true })
     }
 
-    /// Runs `tests` with nothing broken.
-    ///
-    /// # Errors
-    /// When one of them does not pass then: it would show nothing.
-    pub fn control(&self, tests: &[Test]) -> Result<()> {
+    /// Runs the tests of these names in `program`.
+    fn command<'n>(&self, program: &Program, names: impl IntoIterator<Item = &'n str>) -> Command {
+        let mut command = program.command("");
+        command.arg("--exact").args(names).env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
+        if self.is_model {
+            command.envs(LOOM_BOUNDS);
+        }
+        command
+    }
+}
+
+impl Stage for Programs {
+    fn control(&self, tests: &[Test]) -> Result<()> {
         for program in &self.programs {
             let names: BTreeSet<&str> =
                 tests.iter().filter(|test| suite_name(test.suite) == program.suite).map(|test| test.name).collect();
@@ -65,8 +73,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Runs `test` with the rule of `sabotage` broken.
-    pub fn attempt(&self, sabotage: &str, test: &Test) -> Result<Seen> {
+    fn attempt(&self, sabotage: &'static str, test: &Test) -> Result<Seen> {
         let suite = suite_name(test.suite);
         let program = self.programs.iter().find(|program| program.suite == suite);
         let program = program.with_context(|| format!("there are no tests {suite}"))?;
@@ -83,16 +90,6 @@ impl Programs {
             Finish::Exited(status) => Seen::Failed(format!("its program died: {status}")),
         })
     }
-
-    /// Runs the tests of these names in `program`.
-    fn command<'n>(&self, program: &Program, names: impl IntoIterator<Item = &'n str>) -> Command {
-        let mut command = program.command("");
-        command.arg("--exact").args(names).env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
-        if self.is_model {
-            command.envs(LOOM_BOUNDS);
-        }
-        command
-    }
 }
 
 /// What the programs call it.
@@ -100,6 +97,8 @@ fn suite_name(suite: Suite) -> String {
     match suite {
         Suite::Host => "mm".to_owned(),
         Suite::Loom(file) => format!("mm/{file}"),
+        // None of theirs.
+        Suite::Kernel(_) => "kernel".to_owned(),
     }
 }
 

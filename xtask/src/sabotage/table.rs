@@ -1,6 +1,7 @@
 //! The rules that can be broken. Where several tests are named, each of them must notice by itself.
 
 use super::{Sabotage, Suite, Test};
+use crate::build::Arch;
 
 const fn host(name: &'static str) -> Test {
     Test { suite: Suite::Host, name }
@@ -8,6 +9,14 @@ const fn host(name: &'static str) -> Test {
 
 const fn loom(file: &'static str, name: &'static str) -> Test {
     Test { suite: Suite::Loom(file), name }
+}
+
+const fn x86_64(name: &'static str) -> Test {
+    Test { suite: Suite::Kernel(Arch::X86_64), name }
+}
+
+const fn i686_pae(name: &'static str) -> Test {
+    Test { suite: Suite::Kernel(Arch::I686Pae), name }
 }
 
 /// All of them.
@@ -19,6 +28,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("pgtable::offset::tests::a_locked_table_stays_in_its_slot"),
             loom("loom_fault", "a_locked_table_is_hooked"),
+            x86_64("race::munmap::a_locked_table_stays_in_its_slot"),
         ],
     },
     Sabotage {
@@ -27,6 +37,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
             loom("loom_helpers", "two_that_fault_on_one_page_agree"),
+            x86_64("race::pages::first_writes_to_one_page_agree_on_one_frame"),
         ],
     },
     Sabotage {
@@ -35,12 +46,16 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
             loom("loom_helpers", "two_that_make_one_table_agree"),
+            x86_64("race::tables::first_faults_agree_on_one_missing_pte_table"),
         ],
     },
     Sabotage {
         name: "fault-region-recheck",
         breaks: "a fault stores in a region that has gone meanwhile (R41)",
-        noticed_by: &[host("fault::tests::races::munmap_races_with_faults")],
+        noticed_by: &[
+            host("fault::tests::races::munmap_races_with_faults"),
+            x86_64("race::munmap::a_fault_that_waits_for_its_table_gives_up_a_region_that_is_gone"),
+        ],
     },
     Sabotage {
         name: "table-region-recheck",
@@ -48,6 +63,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("pgtable::install::tests::nothing_is_made_for_a_region_that_has_gone"),
             loom("loom_fault", "a_fault_without_tables_against_munmap"),
+            x86_64("race::munmap::a_fault_that_waits_to_link_a_table_gives_up_a_region_that_is_gone"),
         ],
     },
     Sabotage {
@@ -58,12 +74,15 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "top-flush",
         breaks: "CPUs go on with the top table as they have latched it, without a new entry (I38, R31)",
-        noticed_by: &[host("pgtable::pae_tests::a_filled_entry_is_known_to_whoever_runs_on_it")],
+        noticed_by: &[
+            host("pgtable::pae_tests::a_filled_entry_is_known_to_whoever_runs_on_it"),
+            i686_pae("pae::a_changed_top_entry_is_loaded_by_every_cpu"),
+        ],
     },
     Sabotage {
         name: "huge-recheck",
         breaks: "a huge page is put where another page or table has come meanwhile (I14, R13)",
-        noticed_by: &[loom("loom_huge", "two_faults_for_one_huge_page")],
+        noticed_by: &[loom("loom_huge", "two_faults_for_one_huge_page"), x86_64("race::huge::huge_faults_race")],
     },
     Sabotage {
         name: "dtor",
@@ -100,7 +119,10 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "nested-flush",
         breaks: "what another gather has taken out and not flushed is taken for flushed (R21)",
-        noticed_by: &[host("gather::tests::a_gather_that_finds_anothers_work_unflushed_flushes_it")],
+        noticed_by: &[
+            host("gather::tests::a_gather_that_finds_anothers_work_unflushed_flushes_it"),
+            x86_64("race::reclaim::advice_flushes_what_other_advice_has_not_flushed_yet"),
+        ],
     },
     Sabotage {
         name: "grace-period",
@@ -111,6 +133,7 @@ pub const ALL: &[Sabotage] = &[
             loom("loom_lock", "a_reader_never_meets_what_was_freed_after_a_grace_period"),
             loom("loom_helpers", "a_table_is_not_reused_under_a_lookup"),
             loom("loom_helpers", "a_lock_that_was_named_can_be_taken"),
+            x86_64("race::reclaim::a_table_that_goes_is_not_freed_under_its_walker"),
         ],
     },
     Sabotage {
@@ -129,7 +152,10 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "empty-recheck",
         breaks: "a table goes that a fault has filled again (R8)",
-        noticed_by: &[loom("loom_reclaim", "a_table_that_is_filled_again_stays")],
+        noticed_by: &[
+            loom("loom_reclaim", "a_table_that_is_filled_again_stays"),
+            x86_64("race::reclaim::a_table_that_is_filled_again_stays"),
+        ],
     },
     Sabotage {
         name: "lock-order",
@@ -142,7 +168,10 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "protect-flush",
         breaks: "a right is taken away and not flushed",
-        noticed_by: &[host("tlb::tests::a_downgrade_is_flushed_and_an_upgrade_is_not")],
+        noticed_by: &[
+            host("tlb::tests::a_downgrade_is_flushed_and_an_upgrade_is_not"),
+            x86_64("race::mprotect::a_fault_that_waits_to_give_a_right_gives_up_when_it_is_gone"),
+        ],
     },
     Sabotage {
         name: "split-flush",
@@ -155,18 +184,25 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("fault::huge::tests::races::an_entry_under_split_or_protection_change_is_never_seen_as_none"),
             loom("loom_huge", "an_entry_in_split_is_never_none"),
+            x86_64("race::huge::splits_race_with_faults_and_lockless_walkers"),
         ],
     },
     Sabotage {
         name: "collapse-grace-period",
         breaks: "a collapse empties a table under those who walk it (I10, R11)",
-        noticed_by: &[host("address_space::collapse::tests::collapse_waits_for_lockless_walkers")],
+        noticed_by: &[
+            host("address_space::collapse::tests::collapse_waits_for_lockless_walkers"),
+            x86_64("race::huge::a_collapse_leaves_a_table_as_it_is_to_its_walkers"),
+        ],
     },
     // Copies and moves.
     Sabotage {
         name: "cow-references",
         breaks: "a page is written in place though another address space has it too (R18)",
-        noticed_by: &[host("address_space::fork::tests::a_store_on_either_side_stays_there")],
+        noticed_by: &[
+            host("address_space::fork::tests::a_store_on_either_side_stays_there"),
+            x86_64("race::copy::a_shared_page_is_copied_once"),
+        ],
     },
     Sabotage {
         name: "cow-recheck",
@@ -176,7 +212,10 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "cow-flush",
         breaks: "a copy shows while TLBs still have the page it replaces (R17, R18)",
-        noticed_by: &[host("address_space::fork::tests::races::a_shared_page_is_copied_once")],
+        noticed_by: &[
+            host("address_space::fork::tests::races::a_shared_page_is_copied_once"),
+            x86_64("race::copy::nobody_reads_a_page_once_its_copy_shows"),
+        ],
     },
     Sabotage {
         name: "fork-reference",
@@ -206,6 +245,7 @@ pub const ALL: &[Sabotage] = &[
             host("tlb::tests::an_unmapping_of_many_regions_is_one_shootdown"),
             host("fault::tests::races::munmap_races_with_faults"),
             loom("loom_tlb", "mutual_shootdown"),
+            x86_64("shootdown::a_stale_translation_is_never_usable_after_munmap"),
         ],
     },
     Sabotage {
@@ -234,6 +274,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("tlb::tests::a_flush_that_frees_tables_reaches_lazy_cpus"),
             loom("loom_tlb", "lazy_cpu_against_freed_tables"),
+            x86_64("tlb::lazy_cpus_leave_when_a_table_goes"),
         ],
     },
     Sabotage {
@@ -270,5 +311,29 @@ pub const ALL: &[Sabotage] = &[
             host("sync::parking::tests::outsiders_are_kicked_in_turn"),
             loom("loom_algorithms", "ticket_two_outside_the_queue_exclude_each_other_and_wake_up"),
         ],
+    },
+    // The kernel and its processor.
+    Sabotage {
+        name: "invlpg",
+        breaks: "no page is dropped from the TLB (I29)",
+        noticed_by: &[x86_64("shootdown::a_stale_translation_is_never_usable_after_munmap")],
+    },
+    Sabotage {
+        name: "cr3-reload",
+        breaks: "CR3 is not loaded where more is to be dropped than pages (I29, I38)",
+        noticed_by: &[
+            x86_64("race::reuse::a_frame_is_not_given_out_again_before_everyone_has_flushed"),
+            i686_pae("pae::a_changed_top_entry_is_loaded_by_every_cpu"),
+        ],
+    },
+    Sabotage {
+        name: "kmap-flush",
+        breaks: "a slot for high memory still shows the frame that was mapped there before",
+        noticed_by: &[i686_pae("highmem::interrupts_map_above_what_they_interrupt")],
+    },
+    Sabotage {
+        name: "thread-kick",
+        breaks: "a CPU halts with a thread in its queue and nobody kicks it",
+        noticed_by: &[x86_64("thread::a_cpu_is_woken_as_it_halts")],
     },
 ];

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
 use mm::address::Pfn;
 use mm::config::{NR_CPUS, PAGE_SIZE};
 use mm::pgtable::{Entry, EntrySlot, Level};
+use mm::sabotaged;
 
 use crate::kernel_map::{self, FrameSource, KernelMap, MapError, Slot};
 use crate::{layout, paging, percpu};
@@ -63,7 +64,7 @@ pub fn map(frame: Pfn) -> usize {
     let entry = kernel_map::page(frame);
     let old = slot.load();
     if old != entry {
-        if !old.is_none() {
+        if !old.is_none() && !sabotaged!("kmap-flush") {
             slot.swap(Entry::NONE);
             paging::flush_page(address);
         }
