@@ -11,7 +11,7 @@ use mm::address_space::{Mapping, MmRef};
 use mm::cpu::CpuId;
 use mm::fault::FaultError;
 use mm::machine::sim::Sim;
-use mm::pgtable::{FourLevel, Pae, PagingMode, Protection};
+use mm::pgtable::{FourLevel, Pae, PagingMode, Protection, pte_at};
 use mm::testing::{Process, Small, World, page, pages};
 use shuttle_machine::{Dice, explore, failing_seed, machine};
 use std::sync::Mutex;
@@ -36,10 +36,12 @@ enum Operation {
     Split,
     /// A kernel thread runs for a while.
     Leave,
+    /// A look at entries without their locks.
+    Look,
     Fork,
 }
 
-use Operation::{Allow, Collapse, Drop, Forbid, Fork, Leave, Map, Move, Split, Touch, Unmap};
+use Operation::{Allow, Collapse, Drop, Forbid, Fork, Leave, Look, Map, Move, Split, Touch, Unmap};
 
 /// Who does what where.
 struct Scene {
@@ -125,6 +127,12 @@ impl<Mode: PagingMode> Actor<'_, Mode> {
                 self.process.switch_to(mm);
                 dropped
             }
+            Look => {
+                (0..self.scene.pages).for_each(|number| {
+                    let _ = pte_at(mm, VirtAddr(part.start.0 + number * 4096));
+                });
+                Ok(())
+            }
             Fork => mm.fork().map(|child| {
                 self.process.switch_to(&child);
                 let added = self.added;
@@ -200,7 +208,8 @@ fn play<Mode: PagingMode>(scene: &Scene, seed: u64) {
 /// Two PTE tables of the smallest mode, whose tables have four entries.
 const SMALL: [u64; 2] = [0x04, 0x14];
 
-const EVERYTHING: &[Operation] = &[Touch, Touch, Map, Unmap, Forbid, Allow, Drop, Move, Collapse, Split, Leave, Fork];
+const EVERYTHING: &[Operation] =
+    &[Touch, Touch, Map, Unmap, Forbid, Allow, Drop, Move, Collapse, Split, Leave, Look, Fork];
 
 /// What the tests below rely on: the seed is all that a run depends on.
 #[test]
@@ -266,6 +275,22 @@ fn faults_against_advice() {
     explore(400, |seed| play::<Small>(&SCENE, seed));
 }
 
+/// R4, R25, R26: tables go under those who look at them without a lock, and under CPUs that have them loaded for nobody.
+#[test]
+fn lookers_and_lazy_cpus_against_advice() {
+    const SCENE: Scene =
+        Scene { places: SMALL, pages: 4, operations: &[Drop, Leave, Look, Touch], changers: 4, steps: 6 };
+    explore(400, |seed| play::<Small>(&SCENE, seed));
+}
+
+/// R4, R25: the same with tables above that go too.
+#[test]
+fn lookers_against_munmap() {
+    const SCENE: Scene =
+        Scene { places: SMALL, pages: 4, operations: &[Map, Unmap, Look, Look], changers: 3, steps: 8 };
+    explore(400, |seed| play::<Small>(&SCENE, seed));
+}
+
 /// R21: of two CPUs that drop one page, the second finds nothing left to drop, and must not go on before the first has flushed.
 #[test]
 fn nobody_reads_what_was_dropped() {
@@ -314,6 +339,6 @@ fn stores_against_mremap() {
 /// R12, R13, I34: small pages become a huge one and a huge one small ones while they are stored to.
 #[test]
 fn stores_against_collapse() {
-    const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Collapse, Split], changers: 2, steps: 6 };
+    const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Collapse, Split, Look], changers: 3, steps: 6 };
     explore(300, |seed| play::<Small>(&SCENE, seed));
 }
