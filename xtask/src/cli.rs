@@ -41,6 +41,8 @@ pub enum Command {
     Sabotage(Sabotage),
     /// Clippy, warnings being errors, for host and kernel code.
     Clippy,
+    /// Show which lines of mm its host tests reach, and list those that none does.
+    Coverage(Coverage),
 }
 
 /// CPUs of a machine of which nobody asked another number.
@@ -230,6 +232,13 @@ pub struct Test {
     /// 1, 2, 4 and 8 CPUs.
     #[arg(long, conflicts_with_all = ["config", "single_lock", "debug_locks", "kernel", "gdb", "list"])]
     pub all_configs: bool,
+    /// Run mm's host tests alone, watched by a sanitizer.
+    #[arg(
+        long,
+        value_enum,
+        conflicts_with_all = ["only", "repeat", "schedules", "deterministic", "gdb", "all_configs", "kernel", "list"]
+    )]
+    pub sanitize: Option<Sanitizer>,
     /// Write the results as JUnit XML.
     #[arg(long, value_name = "PATH")]
     pub junit: Option<PathBuf>,
@@ -239,6 +248,15 @@ pub struct Test {
     /// The machine.
     #[command(flatten)]
     pub guest: Guest,
+}
+
+/// What watches a program for errors of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sanitizer {
+    /// Data races.
+    Thread,
+    /// Use after free, out of bounds, leaks.
+    Address,
 }
 
 /// A half of the tests.
@@ -325,4 +343,15 @@ pub struct Log {
     /// Only lines whose text matches.
     #[arg(long, value_name = "RE")]
     pub grep: Option<String>,
+}
+
+/// `coverage`
+#[derive(Args)]
+pub struct Coverage {
+    /// Write the lines in LCOV's form.
+    #[arg(long, value_name = "PATH")]
+    pub lcov: Option<PathBuf>,
+    /// Write the source with counts as web pages into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub html: Option<PathBuf>,
 }

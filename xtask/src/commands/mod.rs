@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod coverage;
 mod guest;
 mod lint;
 mod log;
@@ -34,6 +35,7 @@ pub fn run(command: Command) -> Result<bool> {
         Command::Log(options) => log::log(&workspace, &options),
         Command::Sabotage(options) => sabotage::sabotage(&workspace, &options),
         Command::Clippy => lint::clippy(&workspace),
+        Command::Coverage(options) => coverage::coverage(&workspace, &options),
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::guest;
 use super::setups::{self, Setup};
 use crate::build::{Arch, Builder, Locks, Variant};
-use crate::cli::{self, Guest, Half};
+use crate::cli::{self, Guest, Half, Sanitizer};
 use crate::interrupt;
 use crate::machine::{Clock, MAX_SHIFT, Machine, Task};
 use crate::postmortem;
@@ -19,13 +19,16 @@ use crate::suite::guest::{self as guest_tests, Stage};
 use crate::suite::host::HostTests;
 use crate::suite::kernel::{self, Round};
 use crate::suite::progress::Progress;
-use crate::suite::{Case, Outcome, Tally};
+use crate::suite::{Case, Outcome, Tally, sanitized};
 use crate::symbolise::Symbols;
 use crate::verdict::Verdict;
 use crate::workspace::Workspace;
 
 /// Runs the tests; whether all passed.
 pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
+    if let Some(sanitizer) = options.sanitize {
+        return sanitized(workspace, options, sanitizer);
+    }
     let setups = setups::of(options)?;
     let clock = setups[0].machine.clock;
     let rounds = rounds(options, clock);
@@ -88,6 +91,20 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     }
     if progress.tally().cases().is_empty() && (no_match || !guest) {
         bail!("no test has a name with {filter:?} in it; cargo xtask list names them");
+    }
+    let tally = progress.close();
+    save(options, &tally)?;
+    Ok(tally.passed())
+}
+
+/// Runs `mm`'s host tests under a sanitizer; whether all passed.
+fn sanitized(workspace: &Workspace, options: &cli::Test, sanitizer: Sanitizer) -> Result<bool> {
+    let filter = options.filter.as_deref().unwrap_or_default();
+    let variant = guest::variant(&options.guest.variant)?;
+    let mut progress = Progress::new();
+    sanitized::run(workspace, sanitizer, variant, filter, &mut progress)?;
+    if progress.tally().cases().is_empty() {
+        bail!("no test of mm has a name with {filter:?} in it; cargo xtask list names them");
     }
     let tally = progress.close();
     save(options, &tally)?;

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod comparison;
 mod figures;
+pub mod lines;
 mod table;
 
 use std::fmt::Write;

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Seen, Stage, Suite, Test};
 use crate::child::{self, Finish};
 use crate::suite::Outcome;
-use crate::suite::host::{HostTests, Program};
+use crate::suite::host::HostTests;
 use crate::suite::libtest::LibtestOutput;
+use crate::suite::program::Program;
 use crate::workspace::Workspace;
 
 /// Every rule that is broken shows with fewer preemptions than the models take to show that none is.

@@ -1,11 +1,12 @@
 //! `cargo xtask doctor`: what was found, where, and what is missing. Installs nothing.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use super::accelerator::Virtualisation;
 use super::packages::{Package, System};
 use super::toolchain::{Need, Toolchains, choose, survey};
-use super::{find_program, missing_packages, objdump, ovmf, qemu};
+use super::{find_program, llvm, missing_packages, objdump, ovmf, qemu};
 use crate::build::Arch;
 use crate::workspace::Workspace;
 
@@ -63,10 +64,26 @@ pub fn examine(workspace: &Workspace) -> bool {
         None => line("OVMF", "MISSING"),
     }
     line("objdump", objdump::find().map_or_else(|| "MISSING".to_owned(), |path| path.display().to_string()));
+    let mut of_others = Vec::new();
+    if let Some(toolchain) = choose(&all, Need::LibrarySource) {
+        let mut optional = |what: &str, found: Option<PathBuf>, package: Package, command: &str| match found {
+            Some(path) => line(what, path.display()),
+            None => {
+                line(what, format_args!("none; only {command} needs it"));
+                of_others.push(package);
+            }
+        };
+        let readers = llvm::find_readers(toolchain).map(|readers| readers.cov);
+        optional("llvm-cov", readers, Package::Llvm, "cargo xtask coverage");
+        optional("clang", llvm::find_clang(toolchain), Package::Clang, "cargo xtask test --sanitize");
+    }
     let virtualisation = Virtualisation::detect();
     line("accelerator", format_args!("{} ({})", virtualisation.accelerator(), virtualisation.reason()));
     if missing.is_empty() {
         println!("\nAll there: cargo xtask run, cargo xtask test.");
+        if !of_others.is_empty() {
+            println!("For the other commands:\n    {}", system.install_command(&of_others));
+        }
         return true;
     }
     if system.may_install() {

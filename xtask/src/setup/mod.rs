@@ -5,6 +5,7 @@
 
 pub mod accelerator;
 pub mod doctor;
+pub mod llvm;
 pub mod objdump;
 pub mod ovmf;
 pub mod packages;
@@ -36,7 +37,7 @@ impl Missing {
     }
 }
 
-/// What is missing of all that xtask ever needs.
+/// What is missing of all that `run` and `test` need. What only another command needs is asked for by that command.
 fn missing_packages() -> Vec<Package> {
     let compilers = toolchain::survey();
     let serves = |need| toolchain::choose(&compilers, need).is_some();

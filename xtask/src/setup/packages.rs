@@ -19,6 +19,10 @@ pub enum Package {
     Ovmf,
     /// The disassembler.
     Binutils,
+    /// What reads coverage, of the LLVM that Debian's compiler is built with.
+    Llvm,
+    /// The C compiler of that LLVM, with the sanitizers' runtime.
+    Clang,
 }
 
 /// Who installs packages here.
@@ -144,6 +148,10 @@ fn names(manager: Manager, package: Package) -> &'static [&'static str] {
         (Package::Ovmf, Manager::Zypper) => &["qemu-ovmf-x86_64"],
         (Package::Ovmf, Manager::Brew) => &["qemu"],
         (Package::Binutils, _) => &["binutils"],
+        (Package::Llvm, Manager::Apt) => &["llvm-22"],
+        (Package::Llvm, _) => &["llvm"],
+        (Package::Clang, Manager::Apt) => &["clang-22", "libclang-rt-22-dev"],
+        (Package::Clang, _) => &["clang", "compiler-rt"],
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Toolchain {
     pub version: String,
     /// Its minor version.
     minor: u32,
+    /// The major version of the LLVM it is built with.
+    pub llvm: u32,
     /// The kernel's target is installed.
     pub target_installed: bool,
     /// Library source is installed.
@@ -65,6 +67,11 @@ impl Toolchain {
         self.minor < OLDEST
     }
 
+    /// A program that came with it, for its own host.
+    pub fn own_program(&self, name: &str) -> Option<PathBuf> {
+        self.linker_folder.as_ref().map(|folder| folder.join(name)).filter(|path| is_program(path))
+    }
+
     /// Looks at the compiler at a path, which may be rustup's stand-in.
     fn probe(rustc: &Path) -> Option<Self> {
         let ask = |arguments: &[&str]| {
@@ -78,6 +85,8 @@ impl Toolchain {
         let version = verbose.lines().next()?.strip_prefix("rustc ")?.to_owned();
         let host = verbose.lines().find_map(|line| line.strip_prefix("host: "))?;
         let minor = version.split('.').nth(1)?.parse().ok()?;
+        let llvm = verbose.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+        let llvm = llvm.split('.').next()?.parse().ok()?;
         let rustlib = sysroot.join("lib/rustlib");
         let linker_folder = rustlib.join(host).join("bin");
         Some(Self {
@@ -85,6 +94,7 @@ impl Toolchain {
             cargo: program("cargo")?,
             version,
             minor,
+            llvm,
             target_installed: has_core(&rustlib.join(KERNEL_TARGET).join("lib")),
             library_source: rustlib.join("src/rust/library/Cargo.lock").is_file(),
             clippy: program("cargo-clippy").filter(|_| program("clippy-driver").is_some()),
@@ -285,6 +295,7 @@ mod tests {
             cargo: "cargo".into(),
             version: format!("1.{minor}.0"),
             minor,
+            llvm: 22,
             target_installed,
             library_source,
             clippy: None,

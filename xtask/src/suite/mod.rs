@@ -5,7 +5,9 @@ pub mod guest;
 pub mod host;
 pub mod kernel;
 pub mod libtest;
+pub mod program;
 pub mod progress;
+pub mod sanitized;
 pub mod tally;
 
 pub use tally::{Case, Outcome, Tally};
