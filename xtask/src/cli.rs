@@ -43,6 +43,8 @@ pub enum Command {
     Clippy,
     /// Show which lines of mm its host tests reach, and list those that none does.
     Coverage(Coverage),
+    /// Run what takes too long for each change, in parts, and sum up.
+    Nightly(Nightly),
 }
 
 /// CPUs of a machine of which nobody asked another number.
@@ -354,4 +356,45 @@ pub struct Coverage {
     /// Write the source with counts as web pages into this folder.
     #[arg(long, value_name = "FOLDER")]
     pub html: Option<PathBuf>,
+}
+
+/// `nightly`
+#[derive(Args)]
+pub struct Nightly {
+    /// Only this part; may be given several times.
+    #[arg(long, value_enum, value_name = "PART")]
+    pub only: Vec<NightlyPart>,
+    /// Name the parts, run none.
+    #[arg(long)]
+    pub list: bool,
+    /// Leave out the parts that have passed since the source last changed.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// A part of the nightly run, in the order they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NightlyPart {
+    /// Clippy on all code.
+    Clippy,
+    /// The tests of the host under the address sanitizer.
+    Address,
+    /// The tests of the host under the thread sanitizer.
+    Thread,
+    /// Which lines of mm the host's tests reach.
+    Coverage,
+    /// Every test with every build of the 64-bit kernel, on 1 to 8 CPUs.
+    #[value(name = "x86_64")]
+    X86_64,
+    /// Every test with every build of the 32-bit kernel, on 1 to 8 CPUs.
+    #[value(name = "i686-pae")]
+    I686Pae,
+    /// The kernel with five levels of page tables.
+    FiveLevels,
+    /// Both kernels with debug assertions.
+    Assertions,
+    /// The kernels' tests ten times, each time with another seed.
+    Repeats,
+    /// The kernels' races under fifty deterministic schedules.
+    Schedules,
 }

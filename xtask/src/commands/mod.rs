@@ -6,6 +6,7 @@ mod coverage;
 mod guest;
 mod lint;
 mod log;
+mod nightly;
 mod run;
 mod sabotage;
 mod setups;
@@ -36,6 +37,7 @@ pub fn run(command: Command) -> Result<bool> {
         Command::Sabotage(options) => sabotage::sabotage(&workspace, &options),
         Command::Clippy => lint::clippy(&workspace),
         Command::Coverage(options) => coverage::coverage(&workspace, &options),
+        Command::Nightly(options) => nightly::nightly(&workspace, &options),
     }
 }
 

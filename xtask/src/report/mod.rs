@@ -4,7 +4,7 @@ pub mod bench;
 pub mod comparison;
 mod figures;
 pub mod lines;
-mod table;
+pub mod table;
 
 use std::fmt::Write;
 

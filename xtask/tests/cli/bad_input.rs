@@ -22,6 +22,7 @@ fn malformed_and_absurd_numbers_are_refused_before_anything_starts() {
         ("--seed=-1", "invalid digit"),
         ("--accel=xen", "possible values"),
         ("--arch=i386", "possible values: x86_64, i686-pae"),
+        ("--sanitize=memory", "possible values: thread, address"),
     ];
     for (option, why) in cases {
         let bench = Bench::new("", "exit 33");
@@ -114,6 +115,8 @@ fn options_that_contradict_each_other() {
         &["test", "--schedules", "3", "--deterministic", "2"],
         &["run", "--compare", "--config", "single"],
         &["test", "--accel", "kvm", "--deterministic"],
+        &["test", "--sanitize", "thread", "--only", "kernel"],
+        &["test", "--sanitize", "address", "--all-configs"],
         &["frobnicate"],
     ] {
         let bench = Bench::new("", "exit 33");
@@ -121,4 +124,13 @@ fn options_that_contradict_each_other() {
         assert!(matches!(outcome.status, Some(1 | 2)), "{words:?}: {outcome:#?}");
         assert!(!outcome.stderr.is_empty() && !bench.qemu_started(), "{words:?}: {outcome:#?}");
     }
+}
+
+#[test]
+fn a_part_of_the_nightly_run_that_there_is_not() {
+    let bench = Bench::new("", "exit 33");
+    let outcome = outcome(&mut bench.xtask(&["nightly", "--only", "schedule"]));
+    assert_eq!(outcome.status, Some(2), "{outcome:#?}");
+    outcome.shows(&["--only", "'schedules'"]);
+    assert!(!bench.qemu_started());
 }
