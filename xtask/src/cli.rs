@@ -350,6 +350,9 @@ pub struct Log {
 /// `coverage`
 #[derive(Args)]
 pub struct Coverage {
+    /// Only what tests reach whose name contains this.
+    #[arg(value_parser = options::word)]
+    pub filter: Option<String>,
     /// Write the lines in LCOV's form.
     #[arg(long, value_name = "PATH")]
     pub lcov: Option<PathBuf>,

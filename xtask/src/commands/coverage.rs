@@ -21,15 +21,15 @@ use crate::suite::progress::Progress;
 use crate::workspace::Workspace;
 
 /// The instrumented builds.
-const BUILDS: [(Locks, bool); 4] =
-    [(Locks::Split, false), (Locks::SplitPte, false), (Locks::Single, false), (Locks::Split, true)];
+const BUILDS: [(Locks, bool); 3] = [(Locks::Split, false), (Locks::Single, false), (Locks::Split, true)];
 
 /// Runs the tests and prints what they reach; whether all passed.
 pub fn coverage(workspace: &Workspace, options: &cli::Coverage) -> Result<bool> {
     let mut toolchains = Toolchains::new(workspace);
     let toolchain = toolchains.require(Need::KernelTarget)?;
     let readers = llvm::require_readers(&toolchain)?;
-    let mut measured = Measured::prepare(workspace)?;
+    let filter = options.filter.as_deref().unwrap_or_default();
+    let mut measured = Measured::prepare(workspace, filter)?;
     let mut progress = Progress::new();
     for (locks, debug_locks) in BUILDS {
         let (arch, levels, profile) = (Arch::X86_64, Levels::Four, Profile::Release);
@@ -38,6 +38,7 @@ pub fn coverage(workspace: &Workspace, options: &cli::Coverage) -> Result<bool> 
         measured.run(&toolchains, &toolchain, variant, &mut progress)?;
     }
     ensure!(!interrupt::requested(), "interrupted");
+    ensure!(!progress.tally().cases().is_empty(), "no test of mm has a name with {filter:?} in it");
     let tally = progress.close();
 
     measured.join(&readers)?;
@@ -62,6 +63,7 @@ pub fn coverage(workspace: &Workspace, options: &cli::Coverage) -> Result<bool> 
 /// Programs that count what they execute, and what they counted.
 struct Measured<'a> {
     workspace: &'a Workspace,
+    filter: &'a str,
     /// Where each run leaves its counts.
     counts: PathBuf,
     /// All counts, joined.
@@ -71,13 +73,13 @@ struct Measured<'a> {
 
 impl<'a> Measured<'a> {
     /// Forgets the counts of an earlier call.
-    fn prepare(workspace: &'a Workspace) -> Result<Self> {
+    fn prepare(workspace: &'a Workspace, filter: &'a str) -> Result<Self> {
         let counts = workspace.out("coverage");
         if counts.exists() {
             fs::remove_dir_all(&counts).with_context(|| format!("cannot empty {}", counts.display()))?;
         }
         let joined = counts.join("all.profdata");
-        Ok(Self { workspace, counts, joined, programs: Vec::new() })
+        Ok(Self { workspace, filter, counts, joined, programs: Vec::new() })
     }
 
     /// Builds and runs the tests of one build of `mm`.
@@ -96,7 +98,7 @@ impl<'a> Measured<'a> {
         command.arg("--features").arg(variant.lock_features().join(","));
         for program in program::build(&mut command)? {
             let Program { suite, executable, .. } = &program;
-            let mut run = program.command("");
+            let mut run = program.command(self.filter);
             run.env("LLVM_PROFILE_FILE", self.counts.join("%m-%p.profraw"));
             program::run(run, &format!("{suite} ({})", variant.name()), progress)?;
             self.programs.push(executable.clone());

@@ -13,9 +13,9 @@ use crate::setup::toolchain::{Need, Toolchains};
 use crate::workspace::Workspace;
 
 /// Crates compiled for the kernel's target.
-const KERNEL_CRATES: [&str; 3] = ["kernel", "arch-x86", "mm"];
+const KERNEL_CRATES: [&str; 4] = ["kernel", "arch-x86", "handover", "mm"];
 /// Their folders.
-const KERNEL_FOLDERS: [&str; 3] = ["kernel/src/", "arch/x86/src/", "mm/src/"];
+const KERNEL_FOLDERS: [&str; 4] = ["kernel/src/", "arch/x86/src/", "handover/src/", "mm/src/"];
 /// A lint that every function with a value trips over; nobody wants to follow it.
 const PROBE_LINT: &str = "clippy::implicit_return";
 

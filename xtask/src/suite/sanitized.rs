@@ -54,6 +54,8 @@ pub fn run(
         format!("-Clinker={}", clang.display()),
         format!("-Clink-arg=-fsanitize={word}"),
     ];
+    // Unoptimised, what is watched runs a hundred times slower, and simulated machines call that a hang.
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "2").env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only");
     // One flag may hold blanks; these are parted by what no path holds.
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).env("RUSTC_BOOTSTRAP", "1");
     for program in program::build(&mut command)? {
