@@ -6,8 +6,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Gives the bytes at a physical address, or `None` where they cannot be read.
-pub type ReadMemory<'a> = &'a dyn Fn(u64, usize) -> Option<&'a [u8]>;
+use crate::{ReadMemory, u32_at, u64_at};
 
 /// Longest table taken for one, in bytes.
 const MAX_TABLE: u32 = 1 << 20;
@@ -189,23 +188,11 @@ fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
 }
 
-/// Little-endian number at `offset`, which the caller has checked to lie inside.
-fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    let mut number = [0; 4];
-    number.copy_from_slice(&bytes[offset..offset + 4]);
-    u32::from_le_bytes(number)
-}
-
-/// As [`u32_at`].
-fn u64_at(bytes: &[u8], offset: usize) -> u64 {
-    u64::from(u32_at(bytes, offset)) | u64::from(u32_at(bytes, offset + 4)) << 32
-}
-
+#[cfg(test)]
 mod tests {
     use super::{AcpiError, Cpus, HEADER, MADT, RSDP, RSDT, Signature, XSDT, cpus, sum};
-    use crate::harness::{Stop, TestContext, ktest, ktest_assert, ktest_assert_eq};
-    use alloc::vec;
-    use alloc::vec::Vec;
+    use proptest::collection::vec;
+    use proptest::proptest;
 
     const RSDP_AT: usize = 0;
     const ROOT_AT: usize = 64;
@@ -267,69 +254,69 @@ mod tests {
         memory
     }
 
-    ktest! {
-        /// Enabled CPUs are found in both forms of the tables, once each, with the registers' address.
-        fn enabled_cpus_are_listed_once(_t: &TestContext) {
-            for pointer in [4, 8] {
-                let cpus = parse(&tables(pointer, ENTRIES))?;
-                ktest_assert_eq!(cpus.apic_ids, [0, 2, 300]);
-                ktest_assert_eq!(cpus.local_apic, 0x1_fee0_0000);
-            }
-            ktest_assert_eq!(parse(&tables(8, &ENTRIES[..8]))?.local_apic, 0xfee0_0000);
+    /// Enabled CPUs are found in both forms of the tables, once each, with the registers' address.
+    #[test]
+    fn enabled_cpus_are_listed_once() {
+        for pointer in [4, 8] {
+            let cpus = parse(&tables(pointer, ENTRIES)).unwrap();
+            assert_eq!(cpus.apic_ids, [0, 2, 300]);
+            assert_eq!(cpus.local_apic, 0x1_fee0_0000);
         }
+        assert_eq!(parse(&tables(8, &ENTRIES[..8])).unwrap().local_apic, 0xfee0_0000);
+    }
 
-        /// A single wrong byte in any table is noticed by its checksum.
-        fn a_wrong_checksum_is_named(_t: &TestContext) {
-            for (table, signature, length) in [(RSDP_AT, RSDP, 36), (ROOT_AT, XSDT, 52), (MADT_AT, MADT, 124)] {
-                for offset in (8..length).filter(|offset| !(table == RSDP_AT && (9..20).contains(offset))) {
-                    let mut memory = tables(8, ENTRIES);
-                    memory[table + offset] ^= 0x40;
-                    ktest_assert_eq!(parse(&memory), Err(AcpiError::Checksum(signature)));
-                }
-            }
-        }
-
-        /// Lengths that run over a table or stand still are errors.
-        fn an_absurd_length_is_named(_t: &TestContext) {
-            let in_madt = |offset, value| parse(&changed(MADT_AT, offset, value));
-            ktest_assert_eq!(in_madt(HEADER + 8 + 1, 0), Err(AcpiError::Length(MADT, 0)));
-            ktest_assert_eq!(in_madt(HEADER + 8 + 1, 7), Err(AcpiError::Length(MADT, 7)));
-            ktest_assert_eq!(in_madt(HEADER + 8 + 1, 255), Err(AcpiError::Length(MADT, 255)));
-            ktest_assert_eq!(in_madt(4, 20), Err(AcpiError::Length(MADT, 20)));
-            ktest_assert_eq!(in_madt(6, 0xff), Err(AcpiError::Length(MADT, 0x00ff_007c)));
-            let short = parse(&changed(MADT_AT, 4, HEADER as u8));
-            ktest_assert!(matches!(short, Err(AcpiError::Checksum(MADT) | AcpiError::Length(MADT, _))), "{short:?}");
-        }
-
-        /// Missing tables and pointers into nothing are errors of their own.
-        fn missing_tables_are_named(_t: &TestContext) {
-            ktest_assert_eq!(parse(&[]), Err(AcpiError::Unreadable(0)));
-            ktest_assert_eq!(parse(&[0; MEMORY]), Err(AcpiError::NotThere(RSDP, 0)));
-            let mut memory = tables(8, ENTRIES);
-            memory[MADT_AT] = b'B';
-            ktest_assert_eq!(parse(&memory), Err(AcpiError::NoMadt));
-            memory[ROOT_AT] = b'Y';
-            ktest_assert_eq!(parse(&memory), Err(AcpiError::NotThere(XSDT, ROOT_AT as u64)));
-            ktest_assert_eq!(parse(&changed(ROOT_AT, HEADER + 8 + 7, 0x80)), Err(AcpiError::NoMadt));
-            ktest_assert!(parse(&changed(ROOT_AT, HEADER + 7, 0x80)).is_ok(), "another table's pointer matters");
-            ktest_assert_eq!(parse(&tables(8, &[])), Err(AcpiError::NoCpu));
-        }
-
-        /// Random damage to good tables never does worse than an error.
-        fn damaged_tables_do_no_harm(t: &TestContext) {
-            let mut random = t.random();
-            for _ in 0..2000 {
+    /// A single wrong byte in any table is noticed by its checksum.
+    #[test]
+    fn a_wrong_checksum_is_named() {
+        for (table, signature, length) in [(RSDP_AT, RSDP, 36), (ROOT_AT, XSDT, 52), (MADT_AT, MADT, 124)] {
+            for offset in (8..length).filter(|offset| !(table == RSDP_AT && (9..20).contains(offset))) {
                 let mut memory = tables(8, ENTRIES);
-                for _ in 0..=random.below(4) {
-                    let table = [ROOT_AT, MADT_AT][random.below(2) as usize];
-                    let offset = random.below(128) as usize;
-                    let value = random.next_u64() as u8;
-                    memory[table + 9] = memory[table + 9].wrapping_add(memory[table + offset]).wrapping_sub(value);
-                    memory[table + offset] = value;
-                }
-                if let Ok(cpus) = parse(&memory) && cpus.apic_ids.is_empty() {
-                    return Err(Stop::failed(format_args!("tables without a CPU were accepted")));
-                }
+                memory[table + offset] ^= 0x40;
+                assert_eq!(parse(&memory), Err(AcpiError::Checksum(signature)));
+            }
+        }
+    }
+
+    /// Lengths that run over a table or stand still are errors.
+    #[test]
+    fn an_absurd_length_is_named() {
+        let in_madt = |offset, value| parse(&changed(MADT_AT, offset, value));
+        assert_eq!(in_madt(HEADER + 8 + 1, 0), Err(AcpiError::Length(MADT, 0)));
+        assert_eq!(in_madt(HEADER + 8 + 1, 7), Err(AcpiError::Length(MADT, 7)));
+        assert_eq!(in_madt(HEADER + 8 + 1, 255), Err(AcpiError::Length(MADT, 255)));
+        assert_eq!(in_madt(4, 20), Err(AcpiError::Length(MADT, 20)));
+        assert_eq!(in_madt(6, 0xff), Err(AcpiError::Length(MADT, 0x00ff_007c)));
+        let short = parse(&changed(MADT_AT, 4, HEADER as u8));
+        assert!(matches!(short, Err(AcpiError::Checksum(MADT) | AcpiError::Length(MADT, _))), "{short:?}");
+    }
+
+    /// Missing tables and pointers into nothing are errors of their own.
+    #[test]
+    fn missing_tables_are_named() {
+        assert_eq!(parse(&[]), Err(AcpiError::Unreadable(0)));
+        assert_eq!(parse(&[0; MEMORY]), Err(AcpiError::NotThere(RSDP, 0)));
+        let mut memory = tables(8, ENTRIES);
+        memory[MADT_AT] = b'B';
+        assert_eq!(parse(&memory), Err(AcpiError::NoMadt));
+        memory[ROOT_AT] = b'Y';
+        assert_eq!(parse(&memory), Err(AcpiError::NotThere(XSDT, ROOT_AT as u64)));
+        assert_eq!(parse(&changed(ROOT_AT, HEADER + 8 + 7, 0x80)), Err(AcpiError::NoMadt));
+        assert!(parse(&changed(ROOT_AT, HEADER + 7, 0x80)).is_ok(), "another table's pointer matters");
+        assert_eq!(parse(&tables(8, &[])), Err(AcpiError::NoCpu));
+    }
+
+    proptest! {
+        /// Random damage to good tables never does worse than an error.
+        #[test]
+        fn damaged_tables_do_no_harm(damage in vec((0..2_usize, 0..128_usize, 0..=u8::MAX), 1..5)) {
+            let mut memory = tables(8, ENTRIES);
+            for (table, offset, value) in damage {
+                let table = [ROOT_AT, MADT_AT][table];
+                memory[table + 9] = memory[table + 9].wrapping_add(memory[table + offset]).wrapping_sub(value);
+                memory[table + offset] = value;
+            }
+            if let Ok(cpus) = parse(&memory) {
+                assert!(!cpus.apic_ids.is_empty(), "tables without a CPU were accepted");
             }
         }
     }

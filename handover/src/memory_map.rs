@@ -6,7 +6,6 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use arch_x86::cpu;
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 
@@ -107,16 +106,20 @@ pub struct MemoryMap {
 }
 
 impl MemoryMap {
-    /// Makes a map of what the firmware says: start, length in bytes and kind of each region, in any order.
+    /// Makes a map of what the firmware says: start, length in bytes and kind of each region, in any order. The CPU addresses
+    /// memory up to `physical_end`.
     ///
     /// # Errors
     /// When the regions cannot be true, or leave too little memory.
-    pub fn new(firmware: impl Iterator<Item = (u64, u64, RegionKind)>) -> Result<Self, MemoryMapError> {
+    pub fn new(
+        firmware: impl IntoIterator<Item = (u64, u64, RegionKind)>,
+        physical_end: u64,
+    ) -> Result<Self, MemoryMapError> {
         let mut map = Self { regions: Vec::with_capacity(MAX_REGIONS) };
-        for (start, bytes, kind) in firmware.filter(|(_, bytes, _)| *bytes > 0) {
+        for (start, bytes, kind) in firmware.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
             let end = start.checked_add(bytes).ok_or(MemoryMapError::Wraps { start, bytes })?;
             let region = whole_frames(Region { start, end, kind });
-            if region.kind == RegionKind::Usable && region.end > cpu::physical_end() {
+            if region.kind == RegionKind::Usable && region.end > physical_end {
                 return Err(MemoryMapError::Unreachable(region));
             }
             if region.start < region.end {
@@ -244,85 +247,105 @@ fn whole_frames(region: Region) -> Region {
     }
 }
 
+#[cfg(test)]
 mod tests {
-    use super::{MAX_REGIONS, MemoryMap, MemoryMapError, Region, RegionKind, cpu};
-    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+    use super::{MAX_REGIONS, MemoryMap, MemoryMapError, Region, RegionKind};
     use RegionKind::{BootLoader, Firmware, Kernel, Reserved, Usable};
     use mm::address::Pfn;
 
     const MIB: u64 = 1 << 20;
+    const PHYSICAL_END: u64 = 1 << 40;
 
     fn map(regions: &[(u64, u64, RegionKind)]) -> Result<MemoryMap, MemoryMapError> {
-        MemoryMap::new(regions.iter().copied())
+        MemoryMap::new(regions.iter().copied(), PHYSICAL_END)
     }
 
-    ktest! {
-        /// Regions come out in order, usable ones in whole frames, empty ones not at all.
-        fn regions_are_put_in_order(_t: &TestContext) {
-            let map = map(&[(2 * MIB, 64 * MIB, Usable), (MIB, 0, Usable), (0x100, 0x2000, Usable), (0, 0x100, Firmware)])?;
-            ktest_assert_eq!(map.regions(), &[
+    /// Regions come out in order, usable ones in whole frames, empty ones not at all.
+    #[test]
+    fn regions_are_put_in_order() {
+        let map = map(&[(2 * MIB, 64 * MIB, Usable), (MIB, 0, Usable), (0x100, 0x2000, Usable), (0, 0x100, Firmware)])
+            .unwrap();
+        assert_eq!(
+            map.regions(),
+            &[
                 Region { start: 0, end: 0x100, kind: Firmware },
                 Region { start: 0x1000, end: 0x2000, kind: Usable },
                 Region { start: 2 * MIB, end: 66 * MIB, kind: Usable },
-            ]);
-            ktest_assert_eq!(map.usable_bytes(), 64 * MIB + 0x1000);
-        }
+            ]
+        );
+        assert_eq!(map.usable_bytes(), 64 * MIB + 0x1000);
+    }
 
-        /// Maps that cannot be true are refused, each with its own error.
-        fn absurd_maps_are_refused(_t: &TestContext) {
-            ktest_assert_eq!(map(&[]).err(), Some(MemoryMapError::TooLittle(0)));
-            ktest_assert_eq!(map(&[(MIB, MIB, Usable)]).err(), Some(MemoryMapError::TooLittle(MIB)));
-            ktest_assert_eq!(map(&[(MIB, u64::MAX, Usable)]).err(),
-                Some(MemoryMapError::Wraps { start: MIB, bytes: u64::MAX }));
-            for end in [1 << 52, cpu::physical_end()] {
-                ktest_assert!(matches!(map(&[(end, 64 * MIB, Usable)]), Err(MemoryMapError::Unreachable(_))));
-            }
-            ktest_assert!(matches!(map(&[(0, 64 * MIB, Usable), (63 * MIB, 2 * MIB, Usable)]),
-                Err(MemoryMapError::Overlap(..))));
-            ktest_assert!(matches!(map(&[(0, 64 * MIB, Usable), (MIB, 0x1000, Reserved), (2 * MIB, MIB, Reserved)]),
-                Err(MemoryMapError::Overlap(..))));
-            let many = (0..=MAX_REGIONS as u64).map(|number| (number * MIB, MIB / 2, Usable));
-            ktest_assert_eq!(MemoryMap::new(many).err(), Some(MemoryMapError::TooManyRegions));
+    /// Maps that cannot be true are refused, each with its own error.
+    #[test]
+    fn absurd_maps_are_refused() {
+        assert_eq!(map(&[]).err(), Some(MemoryMapError::TooLittle(0)));
+        assert_eq!(map(&[(MIB, MIB, Usable)]).err(), Some(MemoryMapError::TooLittle(MIB)));
+        assert_eq!(map(&[(MIB, u64::MAX, Usable)]).err(), Some(MemoryMapError::Wraps { start: MIB, bytes: u64::MAX }));
+        for end in [1 << 52, PHYSICAL_END] {
+            assert!(matches!(map(&[(end, 64 * MIB, Usable)]), Err(MemoryMapError::Unreachable(_))));
         }
+        assert!(matches!(map(&[(0, 64 * MIB, Usable), (63 * MIB, 2 * MIB, Usable)]), Err(MemoryMapError::Overlap(..))));
+        assert!(matches!(
+            map(&[(0, 64 * MIB, Usable), (MIB, 0x1000, Reserved), (2 * MIB, MIB, Reserved)]),
+            Err(MemoryMapError::Overlap(..))
+        ));
+        let many = (0..=MAX_REGIONS as u64).map(|number| (number * MIB, MIB / 2, Usable));
+        assert_eq!(MemoryMap::new(many, PHYSICAL_END).err(), Some(MemoryMapError::TooManyRegions));
+    }
 
-        /// Neighbours of one kind become one region: firmware splits memory finely.
-        fn neighbours_are_joined(_t: &TestContext) {
-            let map = MemoryMap::new((0..4 * MAX_REGIONS as u64).map(|number| (number * MIB, MIB, Usable)))?;
-            ktest_assert_eq!(map.regions(), &[Region { start: 0, end: 4 * MAX_REGIONS as u64 * MIB, kind: Usable }]);
-        }
+    /// Neighbours of one kind become one region: firmware splits memory finely.
+    #[test]
+    fn neighbours_are_joined() {
+        let map = MemoryMap::new((0..4 * MAX_REGIONS as u64).map(|number| (number * MIB, MIB, Usable)), PHYSICAL_END)
+            .unwrap();
+        assert_eq!(map.regions(), &[Region { start: 0, end: 4 * MAX_REGIONS as u64 * MIB, kind: Usable }]);
+    }
 
-        /// Reserved regions may overlap each other, as they do on real machines.
-        fn reserved_regions_may_overlap(_t: &TestContext) {
-            ktest_assert!(map(&[(0, 64 * MIB, Usable), (65 * MIB, 2 * MIB, Reserved), (66 * MIB, MIB, Firmware)]).is_ok());
-        }
+    /// Reserved regions may overlap each other, as they do on real machines.
+    #[test]
+    fn reserved_regions_may_overlap() {
+        assert!(map(&[(0, 64 * MIB, Usable), (65 * MIB, 2 * MIB, Reserved), (66 * MIB, MIB, Firmware)]).is_ok());
+    }
 
-        /// Claiming takes exactly the claimed frames, across the borders of regions, and leaves the rest usable.
-        fn a_claim_splits_regions(_t: &TestContext) {
-            let mut map = map(&[(0, 32 * MIB, Usable), (32 * MIB, MIB, Reserved), (33 * MIB, 32 * MIB, BootLoader)])?;
-            map.claim(Pfn::containing(16 * MIB)..Pfn::containing(34 * MIB))?;
-            let expected = [(0, 16, Usable), (16, 32, Kernel), (32, 33, Reserved), (33, 34, Kernel), (34, 65, BootLoader)];
-            ktest_assert!(map.regions().iter().zip(expected).all(|(region, (start, end, kind))| {
-                *region == Region { start: start * MIB, end: end * MIB, kind }
-            }), "{:?}", map.regions());
-            map.claim(Pfn::containing(MIB)..Pfn::containing(2 * MIB))?;
-            ktest_assert_eq!(map.regions().len(), 7);
-            map.release_boot_loader();
-            ktest_assert_eq!(map.usable_bytes(), (15 + 31) * MIB);
-        }
+    /// Claiming takes exactly the claimed frames, across the borders of regions, and leaves the rest usable.
+    #[test]
+    fn a_claim_splits_regions() {
+        let mut map =
+            map(&[(0, 32 * MIB, Usable), (32 * MIB, MIB, Reserved), (33 * MIB, 32 * MIB, BootLoader)]).unwrap();
+        map.claim(Pfn::containing(16 * MIB)..Pfn::containing(34 * MIB)).unwrap();
+        let expected = [(0, 16, Usable), (16, 32, Kernel), (32, 33, Reserved), (33, 34, Kernel), (34, 65, BootLoader)];
+        assert!(
+            map.regions()
+                .iter()
+                .zip(expected)
+                .all(|(region, (start, end, kind))| { *region == Region { start: start * MIB, end: end * MIB, kind } }),
+            "{:?}",
+            map.regions()
+        );
+        map.claim(Pfn::containing(MIB)..Pfn::containing(2 * MIB)).unwrap();
+        assert_eq!(map.regions().len(), 7);
+        map.release_boot_loader();
+        assert_eq!(map.usable_bytes(), (15 + 31) * MIB);
+    }
 
-        /// RAM is what may be looked at, with neighbours joined whatever they are used for.
-        fn ram_joins_neighbours(_t: &TestContext) {
-            let map = map(&[
-                (0, MIB / 2, Usable), (MIB, 32 * MIB, Usable), (33 * MIB, MIB, Kernel), (34 * MIB, MIB, Reserved),
-                (35 * MIB, MIB, Firmware),
-            ])?;
-            let frame = |mib: u64| Pfn::containing(mib * MIB);
-            let mut ram = map.ram();
-            ktest_assert_eq!(ram.next(), Some(Pfn(0)..Pfn(128)));
-            ktest_assert_eq!(ram.next(), Some(frame(1)..frame(34)));
-            ktest_assert_eq!(ram.next(), Some(frame(35)..frame(36)));
-            ktest_assert_eq!(ram.next(), None);
-            ktest_assert_eq!(map.end(), frame(36));
-        }
+    /// RAM is what may be looked at, with neighbours joined whatever they are used for.
+    #[test]
+    fn ram_joins_neighbours() {
+        let map = map(&[
+            (0, MIB / 2, Usable),
+            (MIB, 32 * MIB, Usable),
+            (33 * MIB, MIB, Kernel),
+            (34 * MIB, MIB, Reserved),
+            (35 * MIB, MIB, Firmware),
+        ])
+        .unwrap();
+        let frame = |mib: u64| Pfn::containing(mib * MIB);
+        let mut ram = map.ram();
+        assert_eq!(ram.next(), Some(Pfn(0)..Pfn(128)));
+        assert_eq!(ram.next(), Some(frame(1)..frame(34)));
+        assert_eq!(ram.next(), Some(frame(35)..frame(36)));
+        assert_eq!(ram.next(), None);
+        assert_eq!(map.end(), frame(36));
     }
 }

@@ -8,8 +8,6 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
-mod acpi;
-#[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
 mod cmdline;

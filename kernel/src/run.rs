@@ -3,11 +3,12 @@
 use alloc::vec;
 use core::fmt;
 
+use handover::cmdline::Mode;
 use mm::config::CONFIG_NAME;
 use spin::Once;
 
 use crate::boot;
-use crate::cmdline::{self, Mode, Options};
+use crate::cmdline::{self, Options};
 use crate::exit::{ExitCode, exit};
 use crate::fw_cfg;
 use crate::harness;

@@ -43,6 +43,8 @@ pub enum Command {
     Clippy,
     /// Show which lines of mm its host tests reach, and list those that none does.
     Coverage(Coverage),
+    /// Try random input on whatever reads bytes from outside.
+    Fuzz(Fuzz),
     /// Run what takes too long for each change, in parts, and sum up.
     Nightly(Nightly),
 }
@@ -361,6 +363,23 @@ pub struct Coverage {
     pub html: Option<PathBuf>,
 }
 
+/// `fuzz`
+#[derive(Args)]
+pub struct Fuzz {
+    /// Only this target.
+    #[arg(value_parser = options::word)]
+    pub target: Option<String>,
+    /// Name the targets, run none.
+    #[arg(long)]
+    pub list: bool,
+    /// Seconds for each target, 1 to 86400.
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub time: u32,
+    /// Only this input, once, to repeat what was found.
+    #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "time", value_parser = options::file)]
+    pub input: Option<PathBuf>,
+}
+
 /// `nightly`
 #[derive(Args)]
 pub struct Nightly {
@@ -386,6 +405,8 @@ pub enum NightlyPart {
     Thread,
     /// Which lines of mm the host's tests reach.
     Coverage,
+    /// Ten minutes of random input for each of the fuzz targets.
+    Fuzz,
     /// Every test with every build of the 64-bit kernel, on 1 to 8 CPUs.
     #[value(name = "x86_64")]
     X86_64,

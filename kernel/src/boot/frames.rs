@@ -10,7 +10,7 @@ use arch_x86::layout;
 use mm::address::Pfn;
 use spin::Mutex;
 
-use super::memory_map::{MemoryMap, MemoryMapError, Region, RegionKind};
+use handover::memory_map::{MemoryMap, MemoryMapError, Region, RegionKind};
 
 /// End of the memory that real mode reaches.
 const LOW_END: Pfn = Pfn::containing(1 << 20);
@@ -132,13 +132,14 @@ fn end(region: &Region) -> Pfn {
 
 mod tests {
     use super::{BootFrames, LOW_END, Pfn};
-    use crate::boot::memory_map::{MemoryMap, RegionKind};
     use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
     use arch_x86::kernel_map::FrameSource;
     use arch_x86::layout;
+    use handover::memory_map::{MemoryMap, RegionKind};
     use mm::config::PAGE_SIZE;
 
     const MIB: u64 = 1 << 20;
+    const PHYSICAL_END: u64 = 1 << 40;
 
     /// 640 KiB, then 1..2 MiB, a hole, and 4..68 MiB of which the first MiB is the loader's.
     fn frames(reach: Pfn) -> Result<BootFrames, super::MemoryMapError> {
@@ -149,8 +150,8 @@ mod tests {
                 (2 * MIB, 2 * MIB, RegionKind::Reserved),
                 (4 * MIB, MIB, RegionKind::BootLoader),
                 (5 * MIB, 63 * MIB, RegionKind::Usable),
-            ]
-            .into_iter(),
+            ],
+            PHYSICAL_END,
         )?;
         Ok(BootFrames::new(map, reach))
     }
@@ -178,7 +179,7 @@ mod tests {
         fn frames_end_with_the_direct_map(_t: &TestContext) {
             let beyond = layout::DIRECT_END;
             let low = (MIB, MIB, RegionKind::Usable);
-            let map = MemoryMap::new([low, (beyond.address(), 64 * MIB, RegionKind::Usable)].into_iter())?;
+            let map = MemoryMap::new([low, (beyond.address(), 64 * MIB, RegionKind::Usable)], PHYSICAL_END)?;
             let mut frames = BootFrames::new(map, Pfn(beyond.0 + 256));
             ktest_assert_eq!(frames.left(), 256);
             while let Some(frame) = frames.take() {

@@ -5,7 +5,6 @@
 //! guarded stack and continues in `run`. Nothing of the loader's is needed after that.
 
 pub mod frames;
-pub mod memory_map;
 mod pvh;
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -17,15 +16,16 @@ use core::ptr::NonNull;
 use arch_x86::cpu::{self, Features, MissingFeatures};
 use arch_x86::kernel_map::{self, KernelMap, MapError, Rights, WrongLevels};
 use arch_x86::layout::{self, IMAGE, StackSlot};
+use handover::acpi::{self, AcpiError, Cpus};
+use handover::memory_map::{MemoryMap, MemoryMapError};
+use handover::pvh::StartInfoError;
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 use spin::Once;
 
-use crate::acpi::{self, AcpiError, Cpus};
 use crate::exit::{ExitCode, exit};
 use crate::heap::NoMemory;
 use frames::BootFrames;
-use memory_map::{MemoryMap, MemoryMapError};
 
 /// How the kernel was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,27 +78,15 @@ const BOOT_STACK: StackSlot = match StackSlot::new(0) {
     None => panic!("there is a first slot"),
 };
 
-/// What the boot loader did not leave as its protocol promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HandoffError {
-    /// Physical memory is not mapped.
-    #[cfg(target_arch = "x86_64")]
-    NoPhysicalMap,
-    /// The start info does not begin with its magic number.
-    WrongMagic,
-    /// There is no memory map.
-    NoMemoryMap,
-    /// The memory map has this many entries, which is absurd.
-    MemoryMapLength(u32),
-    /// A structure would lie at this address, where none can be.
-    StrayPointer(u64),
-}
-
 /// Why the kernel cannot come up.
 #[derive(Debug)]
 enum BootError {
     Heap(NoMemory),
-    Handoff(HandoffError),
+    /// PVH's start info is not as its protocol promises.
+    StartInfo(StartInfoError),
+    /// The UEFI loader does not map physical memory.
+    #[cfg(target_arch = "x86_64")]
+    NoPhysicalMap,
     Memory(MemoryMapError),
     Acpi(AcpiError),
     Map(MapError),
@@ -111,7 +99,11 @@ impl fmt::Display for BootError {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Heap(NoMemory) => write!(out, "the memory ends within the kernel image"),
-            Self::Handoff(error) => write!(out, "the boot loader left no usable hand-over: {error:?}"),
+            Self::StartInfo(error) => write!(out, "the boot loader left no usable hand-over: {error}"),
+            #[cfg(target_arch = "x86_64")]
+            Self::NoPhysicalMap => {
+                write!(out, "the boot loader left no usable hand-over: physical memory is not mapped")
+            }
             Self::Memory(error) => write!(out, "{error}"),
             Self::Acpi(error) => write!(out, "{error}"),
             Self::Map(error) => write!(out, "the kernel's page tables cannot be built: {error:?}"),
@@ -140,7 +132,7 @@ macro_rules! boot_error_from {
     )+};
 }
 
-boot_error_from!(Heap: NoMemory, Handoff: HandoffError, Memory: MemoryMapError, Acpi: AcpiError, Map: MapError, Features: MissingFeatures, Levels: WrongLevels);
+boot_error_from!(Heap: NoMemory, StartInfo: StartInfoError, Memory: MemoryMapError, Acpi: AcpiError, Map: MapError, Features: MissingFeatures, Levels: WrongLevels);
 
 /// What the boot told. Available to everything that runs after it.
 ///

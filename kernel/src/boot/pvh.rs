@@ -4,15 +4,16 @@
 //! flat segments, paging off, interrupts off, the physical address of `hvm_start_info` in `EBX`.
 
 use core::arch::global_asm;
-use core::slice;
 
+use arch_x86::cpu;
 use arch_x86::layout::IMAGE;
+use handover::memory_map::MemoryMap;
+use handover::pvh;
 
 use crate::exit::{self, ExitCode};
 use crate::serial;
 
-use super::memory_map::{MemoryMap, RegionKind};
-use super::{BootError, BootKind, Handoff, HandoffError, start};
+use super::{BootError, BootKind, Handoff, mapped, start};
 
 /// Where the kernel image is linked, less its physical address; `KERNEL_BASE` of `link.ld`.
 const KERNEL_BASE: usize = IMAGE.start;
@@ -53,81 +54,23 @@ pvh_give_up:
     options(att_syntax)
 );
 
-/// First word of `hvm_start_info`.
-const MAGIC: u32 = 0x336e_c578;
-
-/// More entries than any firmware names.
-const MAX_ENTRIES: u32 = 1024;
-
-/// `hvm_start_info`, up to the fields of version 1.
-#[repr(C)]
-struct StartInfo {
-    magic: u32,
-    version: u32,
-    flags: u32,
-    module_count: u32,
-    modules: u64,
-    cmdline: u64,
-    rsdp: u64,
-    memory_map: u64,
-    memory_map_entries: u32,
-    reserved: u32,
-}
-
-/// `hvm_memmap_table_entry`; the type is the one of the BIOS's E820 call.
-#[repr(C)]
-struct MemoryMapEntry {
-    start: u64,
-    bytes: u64,
-    kind: u32,
-    reserved: u32,
-}
-
 /// Called by the stub with the physical address of `hvm_start_info`.
 extern "C" fn pvh_main(start_info: usize) -> ! {
     start(|| read(start_info as u64))
 }
 
 fn read(start_info: u64) -> Result<Handoff, BootError> {
-    // SAFETY: `StartInfo` is plain numbers.
-    let info = unsafe { at::<StartInfo>(start_info, 1) }?;
-    let info = info.first().filter(|info| info.magic == MAGIC).ok_or(HandoffError::WrongMagic)?;
-    if info.version < 1 || info.memory_map == 0 {
-        return Err(HandoffError::NoMemoryMap.into());
-    }
-    if info.memory_map_entries > MAX_ENTRIES {
-        return Err(HandoffError::MemoryMapLength(info.memory_map_entries).into());
-    }
-    // SAFETY: `MemoryMapEntry` is plain numbers.
-    let entries = unsafe { at::<MemoryMapEntry>(info.memory_map, info.memory_map_entries as usize) }?;
-    let regions = entries.iter().map(|entry| {
-        let kind = match entry.kind {
-            1 => RegionKind::Usable,
-            3 | 4 => RegionKind::Firmware,
-            _ => RegionKind::Reserved,
-        };
-        (entry.start, entry.bytes, kind)
-    });
+    let memory = |address: u64, bytes: usize| -> Option<&[u8]> {
+        let bytes_at = mapped(0, stub::REACH, address, bytes)?;
+        // SAFETY: the stub maps everything below `REACH` at its own address, and nobody changes it during boot.
+        Some(unsafe { bytes_at.as_ref() })
+    };
+    let info = pvh::read(start_info, &memory)?;
     Ok(Handoff {
         kind: BootKind::Pvh,
-        memory: MemoryMap::new(regions)?,
-        rsdp: (info.rsdp != 0).then_some(info.rsdp),
+        memory: MemoryMap::new(info.regions, cpu::physical_end())?,
+        rsdp: info.rsdp,
         access: 0,
         reach: stub::REACH,
     })
-}
-
-/// `count` values of `T` at a physical address.
-///
-/// # Safety
-/// Every bit pattern must be a `T`.
-unsafe fn at<T>(address: u64, count: usize) -> Result<&'static [T], HandoffError> {
-    let bytes = (count * size_of::<T>()) as u64;
-    let inside = address != 0 && address.checked_add(bytes).is_some_and(|end| end <= stub::REACH);
-    if !inside || !address.is_multiple_of(align_of::<T>() as u64) {
-        return Err(HandoffError::StrayPointer(address));
-    }
-    // SAFETY: aligned, not null, mapped at its own address by the stub, and changed by nobody during boot; the caller
-    // vouches for `T`.
-    Ok(unsafe { slice::from_raw_parts(address as *const T, count) })
 }

@@ -1,11 +1,12 @@
 //! UEFI: the `bootloader` crate has loaded the image, left boot services and calls the ELF's entry point in long mode.
 
+use arch_x86::cpu;
 use bootloader_api::config::Mapping;
 use bootloader_api::info::MemoryRegionKind;
 use bootloader_api::{BootloaderConfig, entry_point};
+use handover::memory_map::{MemoryMap, RegionKind};
 
-use super::memory_map::{MemoryMap, RegionKind};
-use super::{BootError, BootKind, Handoff, HandoffError, start};
+use super::{BootError, BootKind, Handoff, start};
 
 /// Bytes of the stack used until the kernel has one of its own.
 const STACK: u64 = 64 << 10;
@@ -33,7 +34,7 @@ fn uefi_main(info: &'static mut bootloader_api::BootInfo) -> ! {
 
 fn read(info: &bootloader_api::BootInfo) -> Result<Handoff, BootError> {
     let access = info.physical_memory_offset.into_option();
-    let access = access.ok_or(HandoffError::NoPhysicalMap)?;
+    let access = access.ok_or(BootError::NoPhysicalMap)?;
     let regions = info.memory_regions.iter().map(|region| {
         let kind = match region.kind {
             MemoryRegionKind::Usable => RegionKind::Usable,
@@ -46,7 +47,7 @@ fn read(info: &bootloader_api::BootInfo) -> Result<Handoff, BootError> {
     let end = info.memory_regions.iter().map(|region| region.end).max().unwrap_or(0);
     Ok(Handoff {
         kind: BootKind::Uefi,
-        memory: MemoryMap::new(regions)?,
+        memory: MemoryMap::new(regions, cpu::physical_end())?,
         rsdp: info.rsdp_addr.into_option(),
         access: access as usize,
         reach: end.max(LEAST_REACH),

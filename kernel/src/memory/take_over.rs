@@ -4,6 +4,7 @@ use core::fmt;
 
 use arch_x86::layout;
 use arch_x86::machine::X86;
+use handover::memory_map::{MemoryMapError, RegionKind};
 use mm::address::Pfn;
 use mm::config::PAGE_SIZE;
 use mm::frame::{FrameAllocator, RangeError};
@@ -13,7 +14,6 @@ use mm::page::{MemMap, Page};
 
 use super::{MEMORY, Memory};
 use crate::boot::frames::{self, BootFrames};
-use crate::boot::memory_map::{MemoryMapError, RegionKind};
 
 type Lock = <X86 as Machine>::Lock;
 

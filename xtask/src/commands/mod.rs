@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod coverage;
+mod fuzz;
 mod guest;
 mod lint;
 mod log;
@@ -37,6 +38,7 @@ pub fn run(command: Command) -> Result<bool> {
         Command::Sabotage(options) => sabotage::sabotage(&workspace, &options),
         Command::Clippy => lint::clippy(&workspace),
         Command::Coverage(options) => coverage::coverage(&workspace, &options),
+        Command::Fuzz(options) => fuzz::fuzz(&workspace, &options),
         Command::Nightly(options) => nightly::nightly(&workspace, &options),
     }
 }

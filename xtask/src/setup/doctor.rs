@@ -69,13 +69,13 @@ pub fn examine(workspace: &Workspace) -> bool {
         let mut optional = |what: &str, found: Option<PathBuf>, package: Package, command: &str| match found {
             Some(path) => line(what, path.display()),
             None => {
-                line(what, format_args!("none; only {command} needs it"));
+                line(what, format_args!("none; it is for {command} alone"));
                 of_others.push(package);
             }
         };
         let readers = llvm::find_readers(toolchain).map(|readers| readers.cov);
         optional("llvm-cov", readers, Package::Llvm, "cargo xtask coverage");
-        optional("clang", llvm::find_clang(toolchain), Package::Clang, "cargo xtask test --sanitize");
+        optional("clang", llvm::find_clang(toolchain), Package::Clang, "cargo xtask test --sanitize, cargo xtask fuzz");
     }
     let virtualisation = Virtualisation::detect();
     line("accelerator", format_args!("{} ({})", virtualisation.accelerator(), virtualisation.reason()));

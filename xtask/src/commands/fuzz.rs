@@ -1,0 +1,155 @@
+//! `cargo xtask fuzz`: random input, steered by what it reaches, for whatever reads bytes from outside.
+//!
+//! The targets are programs of `fuzz/`, each with a few inputs to start from. Instrumented by the compiler and linked with clang's
+//! libFuzzer, they take no nightly compiler. What a run has found to lead somewhere new it keeps, and the next starts from it.
+
+use std::env::consts::{ARCH, OS};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::child::{self, Finish};
+use crate::cli;
+use crate::setup::llvm;
+use crate::setup::toolchain::{Need, Toolchains};
+use crate::workspace::Workspace;
+
+/// What makes the compiler count branches and show what is compared.
+const INSTRUMENTED: [&str; 6] = [
+    "--cfg=fuzzing",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+];
+/// Seconds one input may take.
+const INPUT_LIMIT: u32 = 10;
+/// Time a target gets beyond what it was given, to read its inputs and to end.
+const MARGIN: Duration = Duration::from_secs(120);
+
+/// Runs the targets; whether none of them found anything.
+pub fn fuzz(workspace: &Workspace, options: &cli::Fuzz) -> Result<bool> {
+    let all = targets(&workspace.root().join("fuzz/targets"))?;
+    let chosen = chosen(&all, options.target.as_deref())?;
+    if options.list {
+        chosen.iter().for_each(|target| println!("{target}"));
+        return Ok(true);
+    }
+    let folder = build(workspace)?;
+    let mut clean = true;
+    for target in &chosen {
+        println!("fuzz: {target}");
+        let run = Run { workspace, target, program: &folder.join(target) };
+        clean &= run.run(options)?;
+    }
+    let of = chosen.len();
+    println!("{}", if clean { format!("{of} targets, nothing found") } else { format!("{of} targets, see above") });
+    Ok(clean)
+}
+
+/// The targets there are, by name.
+fn targets(folder: &Path) -> Result<Vec<String>> {
+    let files = folder.read_dir().with_context(|| format!("cannot read {}", folder.display()))?;
+    let name = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(".rs")?.to_owned());
+    let mut names: Vec<String> = files.flatten().filter_map(|file| name(file.path())).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn chosen(all: &[String], one: Option<&str>) -> Result<Vec<String>> {
+    match one {
+        None => Ok(all.to_vec()),
+        Some(name) if all.iter().any(|target| target == name) => Ok(vec![name.to_owned()]),
+        Some(name) => bail!("there is no fuzz target {name:?}; there are {}", all.join(", ")),
+    }
+}
+
+/// Builds them; the folder they are in.
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let mut toolchains = Toolchains::new(workspace);
+    let toolchain = toolchains.require(Need::KernelTarget)?;
+    let clang = llvm::require_clang(&toolchain)?;
+    let (target, folder) = (format!("{ARCH}-unknown-{OS}-gnu"), workspace.target("fuzz"));
+    let mut command = toolchains.cargo(&toolchain)?;
+    command.args(["build", "--release", "--locked", "--no-default-features", "--manifest-path"]);
+    command.arg(workspace.root().join("fuzz/Cargo.toml"));
+    // With a target of their own, build scripts and procedural macros stay as they are.
+    command.arg("--target").arg(&target).arg("--target-dir").arg(&folder);
+    let linker = [format!("-Clinker={}", clang.display()), "-Clink-arg=-fsanitize=fuzzer".to_owned()];
+    let flags = INSTRUMENTED.map(str::to_owned).into_iter().chain(linker).collect::<Vec<_>>();
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    ensure!(command.status().context("cannot start cargo")?.success(), "building the fuzz targets failed");
+    Ok(folder.join(target).join("release"))
+}
+
+struct Run<'a> {
+    workspace: &'a Workspace,
+    target: &'a str,
+    program: &'a Path,
+}
+
+impl Run<'_> {
+    /// Runs it; whether it found nothing.
+    fn run(&self, options: &cli::Fuzz) -> Result<bool> {
+        let kept = self.workspace.out("fuzz").join(self.target);
+        let (grown, found) = (kept.join("corpus"), kept.join("found"));
+        for folder in [&grown, &found] {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let mut command = Command::new(self.program);
+        command.arg(format!("-timeout={INPUT_LIMIT}"));
+        match &options.input {
+            Some(input) => command.arg(input),
+            None => {
+                command.arg(format!("-max_total_time={}", options.time)).args(["-verbosity=0", "-print_final_stats=1"]);
+                command.arg(format!("-artifact_prefix={}/", found.display()));
+                // New inputs go into the first folder.
+                command.arg(&grown).arg(self.workspace.root().join("fuzz/corpus").join(self.target))
+            }
+        };
+        let limit = Duration::from_secs(u64::from(options.time)) + MARGIN;
+        match child::run(&mut command, limit, |line| println!("{line}"), || ())? {
+            Finish::Interrupted => bail!("interrupted"),
+            Finish::TimedOut => {
+                println!("fuzz: {} did not end within {} s", self.target, limit.as_secs());
+                Ok(false)
+            }
+            Finish::Exited(status) if status.success() => Ok(true),
+            Finish::Exited(_) => {
+                println!("fuzz: to repeat: cargo xtask fuzz {} --input FILE, with FILE as named above", self.target);
+                Ok(false)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_is_in_the_manifest_and_has_inputs_to_start_from() {
+        let root = Workspace::locate().root().join("fuzz");
+        let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+        let all = targets(&root.join("targets")).unwrap();
+        assert!(!all.is_empty());
+        for target in all {
+            assert!(manifest.contains(&format!("name = \"{target}\"")), "{target} is not built");
+            let inputs = root.join("corpus").join(&target).read_dir().map(Iterator::count);
+            assert!(inputs.is_ok_and(|count| count > 0), "{target} has nothing to start from");
+        }
+    }
+
+    #[test]
+    fn a_target_is_chosen_by_its_name() {
+        let all = ["acpi".to_owned(), "command_line".to_owned()];
+        assert_eq!(chosen(&all, None).unwrap(), all);
+        assert_eq!(chosen(&all, Some("acpi")).unwrap(), ["acpi"]);
+        let refused = chosen(&all, Some("acp")).unwrap_err().to_string();
+        assert_eq!(refused, "there is no fuzz target \"acp\"; there are acpi, command_line");
+    }
+}
