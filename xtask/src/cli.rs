@@ -405,6 +405,8 @@ pub enum NightlyPart {
     Thread,
     /// Which lines of mm the host's tests reach.
     Coverage,
+    /// Each rule broken once, and who notices.
+    Sabotage,
     /// Ten minutes of random input for each of the fuzz targets.
     Fuzz,
     /// Every test with every build of the 64-bit kernel, on 1 to 8 CPUs.

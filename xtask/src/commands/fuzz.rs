@@ -46,8 +46,7 @@ pub fn fuzz(workspace: &Workspace, options: &cli::Fuzz) -> Result<bool> {
         let run = Run { workspace, target, program: &folder.join(target) };
         clean &= run.run(options)?;
     }
-    let of = chosen.len();
-    println!("{}", if clean { format!("{of} targets, nothing found") } else { format!("{of} targets, see above") });
+    println!("fuzzed {}: {}", chosen.join(", "), if clean { "nothing found" } else { "see above" });
     Ok(clean)
 }
 

@@ -30,6 +30,7 @@ impl NightlyPart {
             Self::Address => "test --sanitize address",
             Self::Thread => "test --sanitize thread",
             Self::Coverage => "coverage",
+            Self::Sabotage => "sabotage",
             Self::Fuzz => "fuzz --time 600",
             Self::X86_64 => "test --all-configs --arch x86_64",
             Self::I686Pae => "test --all-configs --arch i686-pae",

@@ -127,10 +127,16 @@ fn options_that_contradict_each_other() {
 }
 
 #[test]
-fn a_part_of_the_nightly_run_that_there_is_not() {
-    let bench = Bench::new("", "exit 33");
-    let outcome = outcome(&mut bench.xtask(&["nightly", "--only", "schedule"]));
-    assert_eq!(outcome.status, Some(2), "{outcome:#?}");
-    outcome.shows(&["--only", "'schedules'"]);
-    assert!(!bench.qemu_started());
+fn parts_and_targets_that_there_are_not() {
+    for (words, status, why) in [
+        (&["nightly", "--only", "schedule"][..], 2, &["--only", "'schedules'"][..]),
+        (&["fuzz", "apci"], 1, &["no fuzz target \"apci\"", "acpi, command_line"]),
+        (&["fuzz", "--time", "0"], 2, &["--time", "1..=86400"]),
+        (&["fuzz", "--input", "Cargo.toml"], 2, &["required", "TARGET"]),
+        (&["coverage", "a name"], 2, &["one word"]),
+    ] {
+        let outcome = outcome(&mut Bench::new("", "exit 33").xtask(words));
+        assert_eq!(outcome.status, Some(status), "{words:?}: {outcome:#?}");
+        outcome.shows(why);
+    }
 }
