@@ -74,7 +74,7 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     let clang = llvm::require_clang(&toolchain)?;
     let (target, folder) = (format!("{ARCH}-unknown-{OS}-gnu"), workspace.target("fuzz"));
     let mut command = toolchains.cargo(&toolchain)?;
-    command.args(["build", "--release", "--locked", "--no-default-features", "--manifest-path"]);
+    command.args(["build", "--release", "--no-default-features", "--manifest-path"]);
     command.arg(workspace.root().join("fuzz/Cargo.toml"));
     // With a target of their own, build scripts and procedural macros stay as they are.
     command.arg("--target").arg(&target).arg("--target-dir").arg(&folder);
