@@ -13,6 +13,7 @@ use crate::machine::{Clock, MAX_SHIFT, Machine, Task};
 use crate::postmortem;
 use crate::results;
 use crate::runner::{Medium, Run};
+use crate::sabotage;
 use crate::setup::{objdump, qemu};
 use crate::suite::coverage::{self, Ran};
 use crate::suite::guest::{self as guest_tests, Stage};
@@ -128,10 +129,14 @@ const CITED_CPUS: u32 = 8;
 
 /// Holds what the documentation says is shown against what has run.
 fn check_coverage(workspace: &Workspace, ran: Ran, progress: &mut Progress) {
-    let document = std::fs::read_to_string(workspace.root().join(coverage::DOCUMENT));
-    let complaints = match document {
-        Ok(document) => coverage::complaints(&document, progress.tally().cases(), ran),
-        Err(error) => vec![format!("cannot read {}: {error}", coverage::DOCUMENT)],
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(workspace.root().join(name));
+        text.map_err(|error| format!("cannot read {name}: {error}"))
+    };
+    let documents: Result<String, String> = coverage::DOCUMENTS.into_iter().map(read).collect();
+    let complaints = match documents {
+        Ok(documents) => coverage::complaints(&documents, progress.tally().cases(), sabotage::ALL, ran),
+        Err(complaint) => vec![complaint],
     };
     progress.ended(Case {
         suite: coverage::SUITE.to_owned(),
@@ -249,7 +254,8 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
         }
     }
     if coverage::NAME.contains(filter) {
-        lines.push(format!("{} {}    the tables of {}", coverage::SUITE, coverage::NAME, coverage::DOCUMENT));
+        let of = coverage::DOCUMENTS.join(" and ");
+        lines.push(format!("{} {}    the tables of {of}", coverage::SUITE, coverage::NAME));
     }
     if lines.is_empty() {
         bail!("no test has a name with {filter:?} in it");

@@ -45,6 +45,24 @@ pub enum Suite {
     Kernel(Arch),
 }
 
+impl Sabotage {
+    /// Whether it breaks what the specification says under `number`, an invariant's or a race's.
+    pub fn concerns(&self, number: &str) -> bool {
+        self.breaks.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == number)
+    }
+}
+
+impl Test {
+    /// As documents cite it: a kernel's test without its processor.
+    pub fn citation(&self) -> String {
+        match self.suite {
+            Suite::Host => format!("mm {}", self.name),
+            Suite::Loom(file) => format!("mm/{file} {}", self.name),
+            Suite::Kernel(_) => format!("kernel {}", self.name),
+        }
+    }
+}
+
 /// Where tests run with a rule broken.
 pub trait Stage {
     /// Runs `tests` with nothing broken.
@@ -63,9 +81,8 @@ pub trait Stage {
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.suite {
-            Suite::Host => write!(f, "mm {}", self.name),
-            Suite::Loom(file) => write!(f, "mm/{file} {}", self.name),
             Suite::Kernel(arch) => write!(f, "kernel ({}) {}", arch.word(), self.name),
+            Suite::Host | Suite::Loom(_) => f.write_str(&self.citation()),
         }
     }
 }

@@ -1,16 +1,18 @@
-//! Whether the tables of `docs/locking.md` tell the truth: every helper, invariant and race of the specification has a row,
-//! and every test a row cites was in this run. Pure: text and results in, complaints out.
+//! Whether the tables of `docs/locking.md` and `docs/verification.md` tell the truth: every helper, invariant and race of the
+//! specification has a row, every test a row cites was in this run and stands in the column of its kind, and the sabotages
+//! of a row are those that break its rule, each noticed by a test of that row. Pure: text and results in, complaints out.
 
 use std::collections::BTreeSet;
 
 use super::tally::{Case, Outcome};
+use crate::sabotage::{Sabotage, Test};
 
 /// What the check is listed under.
 pub const SUITE: &str = "docs";
 /// Its name.
 pub const NAME: &str = "every_helper_invariant_and_race_is_shown_by_a_test_that_ran";
-/// The document, from the root of the workspace.
-pub const DOCUMENT: &str = "docs/locking.md";
+/// The documents, from the root of the workspace: helpers stand in the first, invariants and races in the second.
+pub const DOCUMENTS: [&str; 2] = ["docs/locking.md", "docs/verification.md"];
 
 /// Helpers that must have a row (spec section 1, and the entry points around them).
 const HELPERS: &[&str] = &[
@@ -63,7 +65,7 @@ const RACES: u32 = 42;
 /// Helpers that only a build with more levels than the usual one runs: host tests show them.
 const ON_HOST_ALONE: &[&str] = &["pagetable_p4d_ctor"];
 /// Rows that may say `n/a`: they need a feature this kernel does not have.
-const ABSENT: &[&str] = &["R9", "R10", "R11", "R16", "R22", "R32", "R33", "R36", "R42"];
+const ABSENT: &[&str] = &["R9", "R10", "R16", "R22", "R32", "R33", "R36", "R42"];
 
 /// What of this run may be asked for.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +82,7 @@ pub struct Ran {
 }
 
 /// What is wrong with `document`, line by line. A citation is a test's suite and name in backquotes, as `--list` shows them.
-pub fn complaints(document: &str, cases: &[Case], ran: Ran) -> Vec<String> {
+pub fn complaints(document: &str, cases: &[Case], sabotages: &[Sabotage], ran: Ran) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut rows = BTreeSet::new();
     let known: BTreeSet<String> = expected().collect();
@@ -88,7 +90,8 @@ pub fn complaints(document: &str, cases: &[Case], ran: Ran) -> Vec<String> {
         if !rows.insert(row.subject.to_owned()) {
             complaints.push(format!("{}: has two rows", row.subject));
         }
-        complaints.extend(row.complaint(cases, ran).map(|complaint| format!("{}: {complaint}", row.subject)));
+        complaints
+            .extend(row.complaint(cases, sabotages, ran).map(|complaint| format!("{}: {complaint}", row.subject)));
     }
     complaints.extend(known.difference(&rows).map(|missing| format!("{missing}: has no row")));
     complaints
@@ -101,38 +104,44 @@ fn expected() -> impl Iterator<Item = String> {
     HELPERS.iter().map(|helper| (*helper).to_owned()).chain(invariants).chain(races)
 }
 
-/// A table row that may be about a helper, an invariant or a race: its first cell names it, its last says what shows it.
+/// A table row that may be about a helper, an invariant or a race, which its first cell names.
 struct Row<'a> {
     subject: &'a str,
-    shown_by: &'a str,
+    cells: Vec<&'a str>,
 }
 
 impl<'a> Row<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let cells = line.trim().strip_prefix('|')?.strip_suffix('|')?;
         let (first, rest) = cells.split_once('|')?;
-        let shown_by = rest.rsplit_once('|').map_or(rest, |(_, last)| last).trim();
-        Some(Self { subject: first.trim().trim_matches('`'), shown_by })
+        Some(Self { subject: first.trim().trim_matches('`'), cells: rest.split('|').map(str::trim).collect() })
     }
 
-    fn complaint(&self, cases: &[Case], ran: Ran) -> Option<String> {
-        if let Some(feature) = self.shown_by.strip_prefix("n/a: ") {
+    fn complaint(&self, cases: &[Case], sabotages: &[Sabotage], ran: Ran) -> Option<String> {
+        if HELPERS.contains(&self.subject) {
+            let cited: Vec<&str> = self.cells.last().copied().map_or_else(Vec::new, quoted);
+            return shown(&cited, cases, ran).or_else(|| self.one_sided(&cited));
+        }
+        if let Some(feature) = self.cells.get(1).and_then(|cell| cell.strip_prefix("n/a: ")) {
             let allowed = ABSENT.contains(&self.subject) && !feature.is_empty();
             return (!allowed).then(|| "is not one of the rows that may be n/a".to_owned());
         }
-        let cited: Vec<&str> = self.shown_by.split('`').skip(1).step_by(2).collect();
-        if cited.is_empty() {
-            return Some("cites no test".to_owned());
-        }
-        cited.iter().find_map(|citation| not_shown(citation, cases, ran)).or_else(|| self.one_sided(&cited))
+        let &[_, models, simulated, kernel, sabotaged] = &self.cells[..] else {
+            return Some("has not the cells of its table".to_owned());
+        };
+        let columns = [(models, Kind::Model), (simulated, Kind::Simulated), (kernel, Kind::Kernel)];
+        let cited: Vec<&str> = columns.iter().flat_map(|&(cell, _)| quoted(cell)).collect();
+        let astray = columns.iter().find_map(|&(cell, kind)| {
+            let other = quoted(cell).into_iter().find(|citation| Kind::of(citation) != kind)?;
+            Some(format!("{other:?} does not belong in the column of {}", kind.word()))
+        });
+        astray.or_else(|| shown(&cited, cases, ran)).or_else(|| self.sabotaged(&quoted(sabotaged), &cited, sabotages))
     }
 
     /// A helper is shown in the kernel and on the host.
     fn one_sided(&self, cited: &[&str]) -> Option<String> {
-        let in_kernel = |citation: &&str| citation.starts_with("kernel ");
-        if !HELPERS.contains(&self.subject) {
-            None
-        } else if cited.iter().all(in_kernel) {
+        let in_kernel = |citation: &&str| Kind::of(citation) == Kind::Kernel;
+        if cited.iter().all(in_kernel) {
             Some("cites no test on the host".to_owned())
         } else if !cited.iter().any(in_kernel) && !ON_HOST_ALONE.contains(&self.subject) {
             Some("cites no test in the kernel".to_owned())
@@ -140,6 +149,66 @@ impl<'a> Row<'a> {
             None
         }
     }
+
+    /// The sabotages that `named` should be, and that each of them is noticed by a test of this row.
+    fn sabotaged(&self, named: &[&str], cited: &[&str], sabotages: &[Sabotage]) -> Option<String> {
+        let concern = |sabotage: &&Sabotage| sabotage.concerns(self.subject);
+        if let Some(name) = named.iter().find(|name| !sabotages.iter().filter(concern).any(|one| one.name == **name)) {
+            return Some(format!("no sabotage {name:?} breaks it"));
+        }
+        sabotages.iter().filter(concern).find_map(|sabotage| {
+            let noticed_by: Vec<String> = sabotage.noticed_by.iter().map(Test::citation).collect();
+            if !named.contains(&sabotage.name) {
+                Some(format!("the sabotage {:?}, which breaks it, is missing", sabotage.name))
+            } else if !noticed_by.iter().any(|test| cited.contains(&test.as_str())) {
+                Some(format!("no test of its row notices the sabotage {:?}", sabotage.name))
+            } else {
+                None
+            }
+        })
+    }
+}
+
+/// What kind of test shows something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Every interleaving, of the code or of the protocol.
+    Model,
+    /// The code on the simulated machine, schedules under control or not.
+    Simulated,
+    /// The kernel.
+    Kernel,
+}
+
+impl Kind {
+    fn of(citation: &str) -> Self {
+        match citation.split_once(' ').map_or(citation, |(suite, _)| suite) {
+            "kernel" | "guest" => Self::Kernel,
+            suite if suite == "models" || suite.starts_with("mm/loom") => Self::Model,
+            _ => Self::Simulated,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Simulated => "the simulated machine",
+            Self::Kernel => "the kernel",
+        }
+    }
+}
+
+/// What stands in backquotes.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Why `cited` shows nothing in this run.
+fn shown(cited: &[&str], cases: &[Case], ran: Ran) -> Option<String> {
+    if cited.is_empty() {
+        return Some("cites no test".to_owned());
+    }
+    cited.iter().find_map(|citation| not_shown(citation, cases, ran))
 }
 
 /// Why `citation` shows nothing in this run.
@@ -169,7 +238,11 @@ fn not_shown(citation: &str, cases: &[Case], ran: Ran) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::sabotage::{self, Suite};
+    use crate::workspace::Workspace;
 
     const ALL: Ran = Ran { host: true, kernel: true, outside: true, usual: true };
 
@@ -177,17 +250,39 @@ mod tests {
         Case { suite: suite.to_owned(), name: name.to_owned(), outcome, duration: None, detail: Vec::new() }
     }
 
-    /// A document with a row for everything, all shown by `mm a::b` and `kernel race`, but `subject` by `shown_by`.
-    fn document(subject: &str, shown_by: &str) -> String {
-        let row = |name: String| {
-            let shown_by = if name == subject { shown_by } else { "`mm a::b`, `kernel race`" };
-            format!("| `{name}` | what it says | {shown_by} |\n")
-        };
-        expected().map(row).collect()
+    const SABOTAGES: &[Sabotage] = &[Sabotage {
+        name: "recheck",
+        breaks: "nobody looks again (I16, R3)",
+        noticed_by: &[Test { suite: Suite::Loom("loom_fault"), name: "model" }],
+    }];
+
+    /// A row for `subject`: a helper's says what shows it, the others have a column for each kind of test and the sabotages.
+    fn row(subject: &str, cells: &str) -> String {
+        format!("| `{subject}` | what it says | {cells} |\n")
     }
 
-    fn complaints_of(subject: &str, shown_by: &str, ran: Ran) -> Vec<String> {
-        let cases = [
+    /// What goes wrong nowhere.
+    fn well(subject: &str) -> &'static str {
+        if HELPERS.contains(&subject) {
+            "`mm a::b`, `kernel race`"
+        } else if SABOTAGES[0].concerns(subject) {
+            "`mm/loom_fault model` | `mm a::b` | `kernel race` | `recheck`"
+        } else {
+            "`mm/loom_fault model` | `mm a::b` | `kernel race` | –"
+        }
+    }
+
+    /// A document with a row for everything, all well, but `subject` with `cells`.
+    fn document(subject: &str, cells: &str) -> String {
+        expected().map(|name| row(&name, if name == subject { cells } else { well(&name) })).collect()
+    }
+
+    fn complaints_of(subject: &str, cells: &str, ran: Ran) -> Vec<String> {
+        complaints(&document(subject, cells), &cases(), SABOTAGES, ran)
+    }
+
+    fn cases() -> [Case; 8] {
+        [
             case("mm", "a::b", Outcome::Passed),
             case("mm/loom_fault", "model", Outcome::Passed),
             case("mm (single lock)", "only_single", Outcome::Passed),
@@ -196,24 +291,30 @@ mod tests {
             case("kernel", "never", Outcome::NotRun),
             case("kernel (x86_64)", "pae", Outcome::Skipped),
             case("kernel (i686-pae)", "pae", Outcome::Passed),
-        ];
-        complaints(&document(subject, shown_by), &cases, ran)
+        ]
     }
 
     #[test]
     fn a_row_for_everything_with_tests_that_ran_is_well() {
-        for citation in ["`mm a::b`, `kernel race`", "`mm/loom_fault model`", "`mm only_single`", "`kernel pae`"] {
-            assert_eq!(complaints_of("R4", citation, ALL), Vec::<String>::new());
+        for cells in
+            ["| `mm a::b` | `kernel race` | –", "`mm/loom_fault model` | | | –", "| `mm only_single` | `kernel pae` |"]
+        {
+            assert_eq!(complaints_of("R4", cells, ALL), Vec::<String>::new());
         }
     }
 
     #[test]
     fn a_test_that_does_not_exist_or_did_not_run_is_named() {
-        assert_eq!(complaints_of("R4", "`mm a::b`, `mm a::c`", ALL), [r#"R4: there is no test "mm a::c""#]);
-        assert_eq!(complaints_of("I7", "`kernel a::b`", ALL), [r#"I7: there is no test "kernel a::b""#]);
-        assert_eq!(complaints_of("pmd_lock", "`kernel never`", ALL), [r#"pmd_lock: "kernel never" did not run"#]);
-        assert_eq!(complaints_of("I7", "`kernel skipped`", ALL), [r#"I7: "kernel skipped" did not run"#]);
-        assert_eq!(complaints_of("I7", "`kernel skipped`", Ran { usual: false, ..ALL }), Vec::<String>::new());
+        for (subject, cells, complaint) in [
+            ("R4", "| `mm a::b`, `mm a::c` | | ", r#"R4: there is no test "mm a::c""#),
+            ("I7", "| | `kernel a::b` | ", r#"I7: there is no test "kernel a::b""#),
+            ("pmd_lock", "`kernel never`", r#"pmd_lock: "kernel never" did not run"#),
+            ("I7", "| | `kernel skipped` | ", r#"I7: "kernel skipped" did not run"#),
+        ] {
+            assert_eq!(complaints_of(subject, cells, ALL), [complaint]);
+        }
+        let with_less = Ran { usual: false, ..ALL };
+        assert_eq!(complaints_of("I7", "| | `kernel skipped` | ", with_less), Vec::<String>::new());
     }
 
     #[test]
@@ -222,31 +323,54 @@ mod tests {
         assert_eq!(complaints_of("pmd_lock", "`kernel race`", ALL), ["pmd_lock: cites no test on the host"]);
         assert_eq!(complaints_of("pmd_lock", "`mm/loom_fault model`, `kernel race`", ALL), Vec::<String>::new());
         assert_eq!(complaints_of("pagetable_p4d_ctor", "`mm a::b`", ALL), Vec::<String>::new());
-        assert_eq!(complaints_of("I7", "`mm a::b`", ALL), Vec::<String>::new());
-        assert_eq!(complaints_of("I7", "`guest gone`", ALL), [r#"I7: there is no test "guest gone""#]);
+        assert_eq!(complaints_of("I7", "| `mm a::b` | |", ALL), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_test_stands_in_the_column_of_its_kind() {
+        for (cells, complaint) in [
+            ("`mm a::b` | | |", r#"R4: "mm a::b" does not belong in the column of models"#),
+            ("| `kernel race` | |", r#"R4: "kernel race" does not belong in the column of the simulated machine"#),
+            ("| | `mm/loom_fault model` |", r#"R4: "mm/loom_fault model" does not belong in the column of the kernel"#),
+            ("`mm/loom_fault model`", "R4: has not the cells of its table"),
+        ] {
+            assert_eq!(complaints_of("R4", cells, ALL), [complaint]);
+        }
+    }
+
+    #[test]
+    fn a_row_names_the_sabotages_of_its_rule_and_a_test_that_notices_each() {
+        for (subject, cells, complaint) in [
+            ("R4", "| `mm a::b` | | `recheck`", r#"R4: no sabotage "recheck" breaks it"#),
+            ("R3", "`mm/loom_fault model` | | | –", r#"R3: the sabotage "recheck", which breaks it, is missing"#),
+            ("R3", "| `mm a::b` | | `recheck`", r#"R3: no test of its row notices the sabotage "recheck""#),
+        ] {
+            assert_eq!(complaints_of(subject, cells, ALL), [complaint]);
+        }
+        assert_eq!(complaints_of("R3", "`mm/loom_fault model` | | | `recheck`", ALL), Vec::<String>::new());
     }
 
     #[test]
     fn a_part_that_was_not_asked_for_is_not_missed() {
         let from_inside = Ran { outside: false, ..ALL };
-        assert_eq!(complaints_of("I7", "`mm a::b`, `guest gone`", from_inside), Vec::<String>::new());
-        assert_eq!(complaints_of("I7", "`mm a::b`, `guest gone`", ALL).len(), 1);
+        assert_eq!(complaints_of("I7", "| `mm a::b` | `guest gone` |", from_inside), Vec::<String>::new());
+        assert_eq!(complaints_of("I7", "| `mm a::b` | `guest gone` |", ALL), [r#"I7: there is no test "guest gone""#]);
         let host_alone = Ran { kernel: false, outside: false, ..ALL };
-        assert_eq!(complaints_of("I7", "`mm a::b`, `kernel gone`", host_alone), Vec::<String>::new());
-        assert_eq!(complaints_of("I7", "`mm gone`, `kernel gone`", host_alone).len(), 1);
+        assert_eq!(complaints_of("I7", "| `mm a::b` | `kernel gone` |", host_alone), Vec::<String>::new());
+        assert_eq!(complaints_of("I7", "| `mm gone` | `kernel gone` |", host_alone).len(), 1);
     }
 
     #[test]
     fn a_row_may_do_without_a_test_only_where_the_feature_is_missing() {
-        for (subject, word, allowed) in [
-            ("R9", "n/a: no file mappings", true),
-            ("R9", "n/a: ", false),
-            ("R3", "n/a: no time", false),
-            ("I30", "", false),
-            ("I30", "some test", false),
+        for (subject, cells, allowed) in [
+            ("R9", "n/a: no file mappings | | | ", true),
+            ("R9", "n/a: | | |", false),
+            ("R3", "n/a: no time | | |", false),
+            ("I30", "| | |", false),
+            ("I30", "some test | | |", false),
             ("I30", "open", false),
         ] {
-            assert_eq!(complaints_of(subject, word, ALL).is_empty(), allowed, "{subject} {word}");
+            assert_eq!(complaints_of(subject, cells, ALL).is_empty(), allowed, "{subject} {cells}");
         }
     }
 
@@ -255,9 +379,16 @@ mod tests {
         let all = document("", "");
         let without: String =
             all.lines().filter(|line| !line.contains("`I5`")).map(|line| format!("{line}\n")).collect();
-        let cases = [case("mm", "a::b", Outcome::Passed), case("kernel", "race", Outcome::Passed)];
-        assert_eq!(complaints(&without, &cases, ALL), ["I5: has no row"]);
-        let twice = all.clone() + "| I5 | again | `mm a::b` |\n";
-        assert_eq!(complaints(&twice, &cases, ALL), ["I5: has two rows"]);
+        assert_eq!(complaints(&without, &cases(), SABOTAGES, ALL), ["I5: has no row"]);
+        let twice = all + &row("I5", well("I5"));
+        assert_eq!(complaints(&twice, &cases(), SABOTAGES, ALL), ["I5: has two rows"]);
+    }
+
+    #[test]
+    fn the_documents_have_all_rows_and_name_the_sabotages_of_each() {
+        let root = Workspace::locate().root().to_path_buf();
+        let documents: String = DOCUMENTS.iter().map(|name| fs::read_to_string(root.join(name)).unwrap()).collect();
+        let nothing = Ran { host: false, kernel: false, outside: false, usual: false };
+        assert_eq!(complaints(&documents, &[], sabotage::ALL, nothing), Vec::<String>::new());
     }
 }
