@@ -25,10 +25,15 @@ pub struct SimConfig {
     pub seed: u64,
     /// Chance that a CPU dawdles where it enters the machine, to widen the windows of races.
     pub delay: u32,
-    /// Chance that a CPU walks a nearby address there, as hardware may at any time.
+    /// Chance that some CPU's walker then walks an address of its own choice, and that a store gets as far as its translation
+    /// and is then done again.
     pub speculation: u32,
-    /// Chance that a CPU drops a cached translation there. Seldom is unkinder: what is dropped cannot be used stale.
+    /// Chance that some CPU then drops something it has cached. Seldom is unkinder: what is dropped cannot be used stale.
     pub eviction: u32,
+    /// Chance that an interrupt is still under way there: it is taken at a later such point.
+    pub lateness: u32,
+    /// Chance that a TLB keeps a large leaf as a small translation of the page that was wanted.
+    pub fracturing: u32,
     /// ASIDs a CPU's TLB tells apart; 1 makes every load of a top table drop all.
     pub asids: usize,
     /// Whether walkers take entries of 1 GiB.
@@ -54,6 +59,8 @@ impl SimConfig {
             delay: 16,
             speculation: 64,
             eviction: 4096,
+            lateness: 4,
+            fracturing: 4,
             first_frame: Pfn(ABOVE_4_GIB.0 - low as u64),
             low_frames: Some(low),
             table_frames: Some(frames.div_ceil(2)),
@@ -74,6 +81,8 @@ impl SimConfig {
             delay: 0,
             speculation: 0,
             eviction: 0,
+            lateness: 0,
+            fracturing: 0,
             asids: MAX_ASIDS,
             gigabyte_pages: true,
             no_execute: true,

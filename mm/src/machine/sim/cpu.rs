@@ -3,12 +3,13 @@
 //! Rules: an interrupt is taken wherever the CPU enters the machine or touches a page-table entry with interrupts on, and
 //! nowhere else. A CPU that no host thread runs is idle with interrupts on, and takes interrupts on the sender's thread.
 
-use super::config::mix;
+use super::config::{SimConfig, mix};
 use super::current::{self, Passage};
 use super::host::{self, Condvar, lock};
 use super::mappings::Mappings;
 use super::mmu::Mmu;
 use super::violation::SimViolation;
+use super::walk::Whim;
 use super::{Sim, State};
 use crate::address::VirtAddr;
 use crate::cpu::CpuId;
@@ -121,6 +122,11 @@ impl<Mode: PagingMode> SimCpu<Mode> {
 
     pub(super) fn interrupts_taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// How the walker goes about its next walk.
+    pub(super) fn whim<'p>(&self, config: &SimConfig, pause: &'p dyn Fn()) -> Whim<'p> {
+        Whim { from_top: false, fracture: self.chance(config.fracturing), pause }
     }
 
     pub(super) fn touched(&self, address: VirtAddr) {
@@ -374,17 +380,19 @@ impl<Mode: PagingMode> Passage for State<Mode> {
             dawdle(cpu.roll());
         }
         if cpu.chance(self.config.speculation) {
-            self.speculate(cpu);
+            self.speculate(cpu, self.any_cpu(cpu.roll()));
         }
         if cpu.chance(self.config.eviction) {
-            cpu.mmu().evict(&self.memory, cpu.roll() as usize);
+            self.forget(cpu.roll(), self.any_cpu(cpu.roll()));
         }
-        Sim { state: self }.take_interrupts();
+        if !cpu.chance(self.config.lateness) {
+            Sim { state: self }.take_interrupts();
+        }
     }
 }
 
 /// Gives the other CPUs a chance to get in between; mostly a short one.
-fn dawdle(roll: u64) {
+pub(super) fn dawdle(roll: u64) {
     match roll % 16 {
         0 => host::sleep(Duration::from_micros(roll >> 8 & 63)),
         1..4 => (0..roll >> 8 & 255).for_each(|_| std::hint::spin_loop()),

@@ -14,7 +14,7 @@ use super::walk::{self, hw};
 use crate::address::{Pfn, PhysAddr, VirtAddr, VirtRange};
 use crate::config::{PAGE_SHIFT, PAGE_SIZE};
 use crate::machine::PgdLoad;
-use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
+use crate::pgtable::{Entry, EntrySlot, Level, PagingMode, span_of};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
@@ -38,6 +38,8 @@ struct Kept {
     entry: Entry,
     /// Uses that the frames it names had had by then.
     lives: u64,
+    /// The level it was found at. The TLB may keep a large leaf in small pieces.
+    found: Level,
 }
 
 /// The caches of one CPU.
@@ -160,11 +162,15 @@ impl<Mode: PagingMode> Mmu<Mode> {
     /// The level of a cached translation that reaches into what a leaf of `level` at `address` translates and is of another
     /// size.
     pub(super) fn other_size(&self, level: Level, address: VirtAddr) -> Option<Level> {
-        let start = address.0 & !(Mode::entry_span(level) - 1);
-        let span = VirtRange { start: VirtAddr(start), end: VirtAddr(start + Mode::entry_span(level)) };
-        let sizes = leaf_levels::<Mode>().filter(|other| *other != level);
-        let bounds = |other| (self.key(other, span.start), self.key(other, VirtAddr(span.end.0 - 1)));
-        sizes.map(bounds).find_map(|(first, last)| self.tlb.range(first..=last).next()).map(|(key, _)| key.level)
+        let span = span_of::<Mode>(level, address);
+        let mut found = leaf_levels::<Mode>().flat_map(|size| self.kept_in(size, span)).map(|(_, found)| found);
+        found.find(|found| *found != level)
+    }
+
+    /// The cached translations of `size` that reach into `span`, and the level of the leaf of each.
+    fn kept_in(&self, size: Level, span: VirtRange) -> impl Iterator<Item = (Key, Level)> {
+        let bounds = self.key(size, span.start)..=self.key(size, VirtAddr(span.end.0 - 1));
+        self.tlb.range(bounds).map(|(key, kept)| (*key, kept.found))
     }
 
     /// The cached entry closest to the leaf that points to a table on the way to `address`.
@@ -172,21 +178,29 @@ impl<Mode: PagingMode> Mmu<Mode> {
         table_levels::<Mode>().find_map(|level| Some((level, self.tables.get(&self.key(level, address))?.entry)))
     }
 
+    /// Whether an entry of `level` that points to a table on the way to `address` is cached.
+    pub(super) fn has_table(&self, level: Level, address: VirtAddr) -> bool {
+        self.tables.contains_key(&self.key(level, address))
+    }
+
     fn key(&self, level: Level, address: VirtAddr) -> Key {
         Key { asid: self.asid, level, prefix: address.0 >> Mode::shift(level) }
     }
 
+    /// Caches the leaf `entry` of level `found` as a translation of `size`, which is no larger.
     pub(super) fn cache_translation<S: EntrySlot>(
         &mut self,
         memory: &PhysicalMemory<S>,
-        level: Level,
+        (found, size): (Level, Level),
         address: VirtAddr,
         entry: Entry,
     ) {
-        let key = self.key(level, address);
-        let old = self.tlb.insert(key, Kept { entry, lives: lives::<Mode, S>(memory, &key, entry) });
-        frames::<Mode>(level, entry).for_each(|pfn| memory.name(pfn));
-        old.into_iter().flat_map(|old| frames::<Mode>(level, old.entry)).for_each(|pfn| memory.unname(pfn));
+        let key = self.key(size, address);
+        let piece = address.0 & (Mode::entry_span(found) - 1) & !(Mode::entry_span(size) - 1);
+        let entry = Entry(entry.0 + piece);
+        let old = self.tlb.insert(key, Kept { entry, lives: lives::<Mode, S>(memory, &key, entry), found });
+        frames::<Mode>(size, entry).for_each(|pfn| memory.name(pfn));
+        old.into_iter().flat_map(|old| frames::<Mode>(size, old.entry)).for_each(|pfn| memory.unname(pfn));
     }
 
     pub(super) fn cache_table<S: EntrySlot>(
@@ -197,7 +211,7 @@ impl<Mode: PagingMode> Mmu<Mode> {
         entry: Entry,
     ) {
         memory.name(hw::pfn(entry));
-        let kept = Kept { entry, lives: memory.lives(hw::pfn(entry)) };
+        let kept = Kept { entry, lives: memory.lives(hw::pfn(entry)), found: level };
         if let Some(old) = self.tables.insert(self.key(level, address), kept) {
             memory.unname(hw::pfn(old.entry));
         }
@@ -213,12 +227,17 @@ impl<Mode: PagingMode> Mmu<Mode> {
         }
     }
 
-    /// INVLPG once every `stride` bytes of `range`: the translations it meets, and all of the paging-structure cache.
+    /// INVLPG once every `stride` bytes of `range`: the translations it meets, of a large leaf all pieces (SDM 3A, 4.10.4.1), and
+    /// all of the paging-structure cache.
     pub(super) fn flush_range<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, range: VirtRange, stride: u64) {
         let first = range.start.0 & !(stride - 1);
+        let in_pieces = self.tlb.iter().any(|(key, kept)| key.level != kept.found);
         for address in (first..range.end.0).step_by(stride as usize) {
             for level in leaf_levels::<Mode>() {
                 self.evict_translation(memory, self.key(level, VirtAddr(address)));
+                if in_pieces {
+                    self.evict_pieces(memory, level, VirtAddr(address));
+                }
             }
         }
         self.flush_tables(memory);
@@ -287,6 +306,15 @@ impl<Mode: PagingMode> Mmu<Mode> {
         {
             frames::<Mode>(key.level, kept.entry).for_each(|pfn| memory.unname(pfn));
         }
+    }
+
+    /// What is cached in pieces of the leaf of `level` at `address`.
+    fn evict_pieces<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, level: Level, address: VirtAddr) {
+        let span = span_of::<Mode>(level, address);
+        let sizes = leaf_levels::<Mode>().filter(|size| *size < level);
+        let pieces: Vec<_> =
+            sizes.flat_map(|size| self.kept_in(size, span)).filter(|(_, found)| *found == level).collect();
+        pieces.into_iter().for_each(|(key, _)| self.evict_translation(memory, key));
     }
 
     fn evict_table<S: EntrySlot>(&mut self, memory: &PhysicalMemory<S>, key: Key) {

@@ -5,6 +5,27 @@
 //! races are real. What hardware would carry out in silence (use of a stale translation, of a freed table, of a freed
 //! frame) is caught here and named: see [`SimViolation`].
 //!
+//! # What the architecture leaves to the hardware
+//!
+//! Taken at random, from one seed:
+//! - any CPU's walker, whether a thread runs the CPU or not, walks at any moment: an address near the last one used, near one it
+//!   knows, or any that is mapped; for a load, so it sets A and never D. It begins at any table it has cached or at the top, and
+//!   others come between two of its steps;
+//! - what is cached of a table or a page is kept, used and forgotten in any mixture, upper entries also where nothing is mapped
+//!   below them; a large leaf is cached whole or in small pieces, which one INVLPG drops;
+//! - a translation that allows less than its entry is used, and faults;
+//! - a store sets D and is done again from the start;
+//! - an interrupt is late, and two that meet are one;
+//! - the latched entries of a top table are read again.
+//!
+//! Not taken:
+//! - the order of memory: host atomics decide, and they are strong on x86. The `loom` models have it;
+//! - two translations of one page and size, an old and a new, side by side: the older is used until it is dropped;
+//! - dropping more than an instruction asks for, as a rule: it only hides missing flushes. Evictions, seldom, are that;
+//! - global translations and those of the kernel half: `mm` maps neither;
+//! - execution: rights to it are compared by [`assert_coherent`](Sim::assert_coherent), but nothing is fetched;
+//! - INVLPG that drops upper entries of its own address only (AMD's TCE), which a kernel has to turn on.
+//!
 //! A test makes a [`SimMachine`], hands its handle to `mm`, and runs closures as CPUs: [`Sim::run_cpu`] one on its own
 //! thread, [`Sim::run`] several at once. Code "in ring 3" is [`Sim::user`], whose faults go to a handler of the test's.
 

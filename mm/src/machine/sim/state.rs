@@ -1,11 +1,11 @@
 //! The whole of a simulated machine, and its verdict: alive, or failed and why.
 
 use super::config::SimConfig;
-use super::cpu::SimCpu;
+use super::cpu::{SimCpu, dawdle};
 use super::host::{self, Instant, lock};
 use super::memory::PhysicalMemory;
 use super::violation::{Cached, SimViolation};
-use super::walk::{self, WalkError};
+use super::walk::{self, WalkError, Whim};
 use crate::address::{Pfn, VirtAddr};
 use crate::config::PAGE_SIZE;
 use crate::cpu::{CpuId, Cpus};
@@ -247,16 +247,45 @@ impl<Mode: PagingMode> State<Mode> {
         }
     }
 
-    /// Has `cpu` walk an address it may want next, as hardware does on its own account.
-    pub(super) fn speculate(&self, cpu: &SimCpu<Mode>) {
-        let roll = cpu.roll();
+    /// A CPU of `roll`'s choice: hardware acts on its own account whatever the CPU's code does, and if it runs none.
+    pub(super) fn any_cpu(&self, roll: u64) -> &SimCpu<Mode> {
+        &self.cpus[(roll % self.cpus.len() as u64) as usize]
+    }
+
+    /// Lets the others come between two steps of a walk.
+    pub(super) fn pause_walk(&self, cpu: &SimCpu<Mode>) {
+        if cpu.chance(self.config.delay) {
+            dawdle(cpu.roll());
+        }
+    }
+
+    /// Has `cpu` drop something it has cached, or take up the top table's entries anew, as those do that read them from memory.
+    pub(super) fn forget(&self, roll: u64, cpu: &SimCpu<Mode>) {
         let mut mmu = cpu.mmu();
-        let known = if roll & 1 == 0 { mmu.known_address(roll as usize >> 8) } else { None };
+        if roll.is_multiple_of(4) {
+            mmu.latch(&self.memory);
+        } else {
+            mmu.evict(&self.memory, (roll >> 2) as usize);
+        }
+    }
+
+    /// Has `cpu` walk an address as hardware does on its own account; the dice are `by`'s, which runs this. It may be one that
+    /// it seems to want next, one near what it knows, or any that is mapped.
+    pub(super) fn speculate(&self, by: &SimCpu<Mode>, cpu: &SimCpu<Mode>) {
+        let roll = by.roll();
+        let pause = || self.pause_walk(by);
+        let whim = Whim { from_top: roll >> 6 & 3 == 0, ..by.whim(&self.config, &pause) };
+        let mut mmu = cpu.mmu();
+        let known = match roll & 3 {
+            0 => mmu.known_address(roll as usize >> 8),
+            1 => mmu.top().and_then(|top| walk::mapped_address::<Mode>(&self.memory, top, by.roll())),
+            _ => None,
+        };
         let near = known.map_or(cpu.last_address(), |address| address.0);
-        let offset = (roll >> 1 & 7) * PAGE_SIZE as u64;
-        let address = if roll & 16 == 0 { near.saturating_add(offset) } else { near.saturating_sub(offset) };
-        let walk = if roll & 32 == 0 { walk::walk } else { walk::translate };
-        let outcome = walk(&self.memory, &mut mmu, VirtAddr(address), false);
+        let offset = (roll >> 2 & 7) * PAGE_SIZE as u64;
+        let address = if roll & 32 == 0 { near.saturating_add(offset) } else { near.saturating_sub(offset) };
+        let walk = if whim.from_top || roll >> 5 & 1 == 0 { walk::walk } else { walk::translate };
+        let outcome = walk(&self.memory, &mut mmu, VirtAddr(address), false, &whim);
         drop(mmu);
         let (cpu, address) = (cpu.id(), VirtAddr(address));
         match outcome {

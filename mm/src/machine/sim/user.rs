@@ -67,17 +67,25 @@ where
         assert_eq!(address.0 % 8, 0, "a word lies at a multiple of its size");
         let state = self.machine.state;
         let cpu = self.machine.me();
+        let mut done_again = false;
         for _ in 0..FAULT_LIMIT {
             self.machine.passes();
             cpu.touched(address);
+            let pause = || state.pause_walk(cpu);
+            let whim = cpu.whim(&state.config, &pause);
             let mut mmu = cpu.mmu();
-            let outcome = walk::translate(&state.memory, &mut mmu, address, write);
+            let outcome = walk::translate(&state.memory, &mut mmu, address, write, &whim);
             let is_stale = mmu.is_stale(&state.memory, address);
             if outcome.is_err() {
                 mmu.drop_faulting(&state.memory, address);
             }
             drop(mmu);
             match outcome {
+                // D is set, and the store has not happened: an interrupt came first, or another page of it faulted.
+                Ok(_) if write && !done_again && cpu.chance(state.config.speculation) => {
+                    done_again = true;
+                    continue;
+                }
                 // No interrupt is taken between translation and access, so no flush can come between them either.
                 Ok(pfn) => return Ok(operation(self.word(pfn, address, is_stale).word())),
                 Err(WalkError::NotATable(pfn)) => {

@@ -20,6 +20,7 @@ pub(super) mod hw {
     pub(in super::super) const ACCESSED: u64 = 1 << 5;
     pub(in super::super) const DIRTY: u64 = 1 << 6;
     const LARGE: u64 = 1 << 7;
+    pub(super) const NO_EXECUTE: u64 = 1 << 63;
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     /// Of a present entry that CPUs latch, all bits but P, PWT, PCD, the ignored ones and the address (I39).
     const RESERVED_IN_LATCHED: u64 = !(PRESENT | 0b11 << 3 | 0b111 << 9 | ADDRESS);
@@ -52,12 +53,12 @@ pub(super) mod hw {
 
     /// `entry` with only those rights that `above`, the entry that led to its table, grants too.
     pub(super) fn fold(entry: Entry, above: Entry) -> Entry {
-        Entry(entry.0 & (above.0 | !(WRITE | USER)))
+        Entry(entry.0 & (above.0 | !(WRITE | USER)) | above.0 & NO_EXECUTE)
     }
 
-    /// Whether `cached` allows a store that `current` does not.
+    /// Whether `cached` allows a store, or execution, that `current` does not.
     pub(in super::super) fn allows_more(cached: Entry, current: Entry) -> bool {
-        allows(cached, true) && !allows(current, true)
+        allows(cached, true) && !allows(current, true) || current.0 & !cached.0 & NO_EXECUTE != 0
     }
 }
 
@@ -73,7 +74,17 @@ pub(super) enum WalkError {
 }
 
 /// Grants everything: what stands above the top table.
-const NO_LEVEL_ABOVE: Entry = Entry(u64::MAX);
+const NO_LEVEL_ABOVE: Entry = Entry(!hw::NO_EXECUTE);
+
+/// What the architecture leaves to the walker.
+pub(super) struct Whim<'p> {
+    /// It begins at the top table, whatever the paging-structure cache holds.
+    pub(super) from_top: bool,
+    /// It caches the smallest translation for a leaf of whatever size.
+    pub(super) fracture: bool,
+    /// Called before it reads an entry.
+    pub(super) pause: &'p dyn Fn(),
+}
 
 /// Translates `address` for an access, through the caches, and caches what it learns.
 pub(super) fn translate<Mode: PagingMode>(
@@ -81,6 +92,7 @@ pub(super) fn translate<Mode: PagingMode>(
     mmu: &mut Mmu<Mode>,
     address: VirtAddr,
     write: bool,
+    whim: &Whim<'_>,
 ) -> Result<Pfn, WalkError> {
     if let Some((level, leaf)) = mmu.translation(address) {
         if !hw::allows(leaf, write) {
@@ -91,7 +103,7 @@ pub(super) fn translate<Mode: PagingMode>(
         }
         // The first store through this translation: D has to be set in the tables, so they are walked.
     }
-    walk(memory, mmu, address, write)
+    walk(memory, mmu, address, write, whim)
 }
 
 /// Walks the tables for `address` and caches what it learns, whether or not a translation is cached: hardware may, for it has
@@ -101,11 +113,12 @@ pub(super) fn walk<Mode: PagingMode>(
     mmu: &mut Mmu<Mode>,
     address: VirtAddr,
     write: bool,
+    whim: &Whim<'_>,
 ) -> Result<Pfn, WalkError> {
     if address >= Mode::USER_END {
         return Err(WalkError::PageFault);
     }
-    let (mut level, mut table, mut above) = match mmu.table(address) {
+    let (mut level, mut table, mut above) = match mmu.table(address).filter(|_| !whim.from_top) {
         Some((level, entry)) => (below::<Mode>(level)?, hw::pfn(entry).into(), entry),
         None if Mode::LATCHED_TOP => {
             let entry = mmu.latched(Mode::index(Mode::TOP, address));
@@ -118,6 +131,7 @@ pub(super) fn walk<Mode: PagingMode>(
         if memory.frame_use(table.pfn()) != Some(use_of_table::<Mode>(level)) {
             return Err(WalkError::NotATable(table.pfn()));
         }
+        (whim.pause)();
         let slot = memory.slots_of(table.pfn())[slot_index::<Mode>(table, level, address)].hardware();
         let (entry, is_leaf) = touch(slot, level, write, above)?;
         let folded = hw::fold(entry, above);
@@ -126,11 +140,15 @@ pub(super) fn walk<Mode: PagingMode>(
                 return Err(WalkError::MixedSizes(cached, level));
             }
             if write || mmu.translation(address).is_none() {
-                mmu.cache_translation(memory, level, address, folded);
+                let size = if whim.fracture { Level::Pte } else { level };
+                mmu.cache_translation(memory, (level, size), address, folded);
             }
             return Ok(frame_of::<Mode>(level, folded, address));
         }
-        mmu.cache_table(memory, level, address, folded);
+        // What is cached already stays, however old.
+        if !mmu.has_table(level, address) {
+            mmu.cache_table(memory, level, address, folded);
+        }
         (level, table, above) = (below::<Mode>(level)?, hw::pfn(entry).into(), folded);
     }
 }
@@ -153,6 +171,30 @@ pub(super) fn peek<Mode: PagingMode>(
         }
         let rights = if Mode::LATCHED_TOP && level == Mode::TOP { NO_LEVEL_ABOVE } else { folded };
         (level, table, above) = (Mode::below(level)?, hw::pfn(entry).into(), rights);
+    }
+}
+
+/// An address that the tables below `top` translate, or have a table for, by `roll`'s choice.
+pub(super) fn mapped_address<Mode: PagingMode>(
+    memory: &PhysicalMemory<Mode::Slot>,
+    top: PhysAddr,
+    mut roll: u64,
+) -> Option<VirtAddr> {
+    let (mut level, mut table, mut address) = (Mode::TOP, top, 0);
+    loop {
+        let count = Mode::entries(level);
+        let slots = &memory.slots(table.pfn())?[slot_index::<Mode>(table, level, VirtAddr(0))..][..count];
+        let first = roll as usize % count;
+        roll = roll.rotate_right(9);
+        let mut order = (first..count).chain(0..first).map(|index| (index, slots[index].hardware().load()));
+        let Some((index, entry)) = order.find(|(_, entry)| hw::is_present(*entry)) else {
+            return Some(VirtAddr(address)).filter(|_| level < Mode::TOP);
+        };
+        address |= (index as u64) << Mode::shift(level);
+        if level == Level::Pte || hw::is_large(entry) {
+            return Some(VirtAddr(address));
+        }
+        (level, table) = (Mode::below(level)?, hw::pfn(entry).into());
     }
 }
 

@@ -1,7 +1,7 @@
 //! That the machine does what hardware may do: walks, caches, A and D bits, speculation.
 
-use super::{ACCESSED, CPU0, DIRTY, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, load, range};
-use crate::address::VirtAddr;
+use super::{ACCESSED, CPU0, CPU1, DIRTY, NEIGHBOUR, RO, RW, Rig, Unhandled, VA, load, range};
+use crate::address::{Pfn, VirtAddr};
 use crate::machine::sim::SimConfig;
 use crate::machine::{FrameUse, LocalFlush, Machine};
 use std::cell::Cell;
@@ -142,6 +142,76 @@ fn hardware_walks_on_its_own_account_and_marks_what_it_uses() {
     assert_eq!(rig.pte(NEIGHBOUR), rig.neighbour.address() | RW | ACCESSED, "never wanted by anybody, and never dirty");
     rig.set_pte(NEIGHBOUR, 0);
     assert_eq!(rig.read(NEIGHBOUR), Ok(0), "and cached");
+}
+
+#[test]
+fn a_cpu_that_runs_nothing_walks_all_the_same() {
+    let rig = Rig::new(SimConfig { speculation: 1, ..SimConfig::calm(16, 2, 1) });
+    rig.on(CPU1, |sim| {
+        for _ in 0..100 {
+            sim.pause();
+        }
+    });
+    // CPU 1 has no table loaded, and nobody has ever used CPU 0's.
+    for (address, page) in [(VA, rig.page), (NEIGHBOUR, rig.neighbour)] {
+        assert_eq!(rig.pte(address), page.address() | RW | ACCESSED, "whatever is mapped may be walked");
+    }
+}
+
+#[test]
+fn a_walk_may_begin_at_the_top_again_and_forgets_nothing_for_it() {
+    let rig = Rig::new(SimConfig { speculation: 1, ..SimConfig::calm(16, 2, 1) });
+    rig.read(VA).unwrap();
+    // Another table in place of the one that is cached.
+    let other = Pfn(rig.neighbour.0 + 1);
+    rig.on(CPU1, |sim| {
+        sim.note_frame(other, FrameUse::Free);
+        sim.note_frame(other, FrameUse::Data);
+        sim.zero_frame(other);
+        sim.note_frame(other, FrameUse::Table);
+        rig.set_pmd(other.address() | RW);
+        (0..100).for_each(|_| sim.pause());
+    });
+    assert_eq!(rig.pmd(), other.address() | RW | ACCESSED, "read again");
+    rig.set_pte(VirtAddr(0x3000), rig.page.address() | RW);
+    assert_eq!(rig.read(VirtAddr(0x3000)), Ok(0), "by the table that is cached");
+}
+
+#[test]
+fn a_large_leaf_may_be_cached_in_pieces_that_one_flush_drops() {
+    const LARGE: u64 = 1 << 7;
+    let rig = Rig::new(SimConfig { fracturing: 1, ..SimConfig::calm(16, 2, 1) });
+    rig.set_pmd(rig.page.address() | RW | LARGE);
+    rig.read(VirtAddr(0)).unwrap();
+    rig.read(VA).unwrap();
+    assert_eq!(
+        rig.on(CPU0, |sim| (sim.translation_of(VA), sim.translation_of(NEIGHBOUR))),
+        (Some(rig.neighbour), None)
+    );
+    rig.set_pmd(0);
+    assert_eq!(rig.read(VA), Ok(0), "each is as good as the whole");
+    // Any page of the leaf will do, one that is not cached too.
+    rig.on(CPU0, |sim| sim.flush_local(LocalFlush::Range { range: range(0x3000, 0x4000), stride: 0x1000 }));
+    for address in [VirtAddr(0), VA] {
+        assert_eq!(rig.read(address), Err(Unhandled(address, false)));
+    }
+}
+
+#[test]
+fn a_store_may_get_as_far_as_its_dirty_bit_and_be_done_again() {
+    let rig = Rig::new(SimConfig { speculation: 1, stop_at_violation: false, ..SimConfig::calm(16, 1, 1) });
+    let outcomes = Cell::new(0);
+    rig.set_pte(VA, rig.page.address() | RO);
+    rig.on(CPU0, |sim| {
+        let handler = |_, _| -> Result<(), Unhandled> {
+            outcomes.set(outcomes.get() + 1);
+            rig.set_pte(VA, rig.page.address() | RW);
+            Ok(())
+        };
+        sim.user(handler).fetch_add(VA, 1)
+    })
+    .unwrap();
+    assert_eq!((rig.pte(VA) & DIRTY, rig.sim().frame_words(rig.page)[0], outcomes.get()), (DIRTY, 1, 1), "done once");
 }
 
 #[test]

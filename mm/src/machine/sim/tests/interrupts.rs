@@ -27,6 +27,22 @@ fn an_interrupt_is_taken_only_with_interrupts_on() {
 }
 
 #[test]
+fn an_interrupt_may_be_late_but_comes() {
+    let late = |seed| {
+        let rig = Rig::new(SimConfig { lateness: 2, ..SimConfig::calm(16, 2, seed) });
+        rig.on(CPU0, |sim| {
+            sim.kick(CPU0);
+            (0..1_000).position(|_| {
+                sim.pause();
+                sim.interrupts_taken(CPU0) == 1
+            })
+        })
+    };
+    let late: Vec<_> = (0..20).map(|seed| late(seed).expect("it is lost")).collect();
+    assert!(late.contains(&0) && late.iter().any(|points| *points > 1), "always after as long: {late:?}");
+}
+
+#[test]
 fn an_access_to_an_entry_and_a_user_access_each_take_interrupts() {
     for user in [true, false] {
         let rig = Rig::new(SimConfig::calm(16, 2, 1));

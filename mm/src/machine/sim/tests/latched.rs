@@ -18,7 +18,10 @@ struct Rig {
 impl Rig {
     /// With `entry` of the PMD table, and what a CPU thinks of it, in the top table.
     fn new(entry: impl Fn(Pfn) -> u64) -> Self {
-        let config = SimConfig { stop_at_violation: false, ..SimConfig::calm(16, 2, 1) };
+        Self::with(SimConfig { stop_at_violation: false, ..SimConfig::calm(16, 2, 1) }, entry)
+    }
+
+    fn with(config: SimConfig, entry: impl Fn(Pfn) -> u64) -> Self {
         let machine = SimMachine::new(config);
         let sim: Sim<Pae> = machine.handle();
         let first = machine.memmap().first().0;
@@ -88,6 +91,14 @@ fn a_filled_entry_is_unknown_until_the_table_is_loaded_again() {
     rig.flush(LocalFlush::AddressSpace);
     assert_eq!(rig.read(), Ok(0));
     rig.on_cpu0(|sim| sim.assert_coherent());
+}
+
+/// Not every maker's CPUs copy the entries only when the table is loaded.
+#[test]
+fn a_filled_entry_may_become_known_by_itself() {
+    let rig = Rig::with(SimConfig { eviction: 1, ..SimConfig::calm(16, 2, 1) }, |_| 0);
+    rig.set_top(well_formed(rig.pmd));
+    assert!((0..100).any(|_| rig.read() == Ok(0)));
 }
 
 /// An entry that is gone from memory is still walked, so the table it points to may not be freed (I30).

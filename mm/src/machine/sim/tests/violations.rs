@@ -214,3 +214,14 @@ fn nothing_is_caught_when_the_size_changes_with_a_flush_between() {
     });
     rig.read(VirtAddr(0x3000)).unwrap();
 }
+
+#[test]
+fn a_right_to_execute_that_outlives_its_entry_is_caught() {
+    const NO_EXECUTE: u64 = 1 << 63;
+    let rig = Rig::lenient();
+    rig.read(VA).unwrap();
+    rig.sim().assert_coherent();
+    rig.set_pte(VA, rig.page.address() | RW | NO_EXECUTE);
+    rig.sim().assert_coherent();
+    assert_eq!(rig.caught(), [SimViolation::Incoherent { cpu: CPU0, address: VA, pfn: rig.page }]);
+}
