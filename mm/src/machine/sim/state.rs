@@ -252,9 +252,9 @@ impl<Mode: PagingMode> State<Mode> {
         &self.cpus[(roll % self.cpus.len() as u64) as usize]
     }
 
-    /// Lets the others come between two steps of a walk.
+    /// Lets the others come between two steps of a walk. Not where a scheduler runs the CPUs: the walker holds its caches.
     pub(super) fn pause_walk(&self, cpu: &SimCpu<Mode>) {
-        if cpu.chance(self.config.delay) {
+        if !cfg!(shuttle) && cpu.chance(self.config.delay) {
             dawdle(cpu.roll());
         }
     }
