@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use protocol::logline::Level;
 
 use crate::build::{Arch, Levels, Locks};
 use crate::options;
-use crate::protocol::logline::Level;
 
 /// Build, boot and test the Latchwork kernel.
 #[derive(Parser)]

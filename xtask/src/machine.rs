@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use protocol::logline::Level;
+
 use crate::build::Arch;
-use crate::protocol::logline::Level;
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

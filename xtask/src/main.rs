@@ -10,7 +10,6 @@ mod interrupt;
 mod machine;
 mod options;
 mod postmortem;
-mod protocol;
 mod qemu;
 mod report;
 mod results;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use crate::protocol::LastWord;
-use crate::protocol::record::Hang;
+use protocol::LastWord;
+use protocol::record::Hang;
+
 use crate::runner::Run;
 use crate::symbolise::Symbols;
 use crate::verdict::Verdict;

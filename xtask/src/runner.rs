@@ -5,11 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use protocol::logline::Level;
+use protocol::record::{Cpu, Oracle, Phase};
 use serde::Serialize;
 
 use crate::machine::{CommandLine, Machine, Task};
-use crate::protocol::logline::Level;
-use crate::protocol::record::{Cpu, Oracle, Phase};
 use crate::qemu::{BootMedium, Ended, Invocation, Limits, Observer, Session, SpawnError};
 use crate::saved::SavedRun;
 use crate::setup::ovmf::Ovmf;

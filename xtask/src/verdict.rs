@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::protocol::{TestStatus, Transcript};
+use protocol::{TestStatus, Transcript};
 
 /// Exit statuses of QEMU for the kernel's codes (`docs/harness.md`), each `(code << 1) | 1`.
 mod status {

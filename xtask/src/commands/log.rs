@@ -3,12 +3,12 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail};
+use protocol::LogLine;
+use protocol::logline::Level;
 use regex_lite::Regex;
 use serde_json::Value;
 
 use crate::cli;
-use crate::protocol::LogLine;
-use crate::protocol::logline::Level;
 use crate::saved::SavedRun;
 use crate::workspace::Workspace;
 

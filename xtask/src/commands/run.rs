@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use protocol::Event;
 
 use super::{compare, guest};
 use crate::build::{Arch, Builder, Variant};
 use crate::cli::{self, Boot};
 use crate::machine::{Clock, Machine, Task};
 use crate::postmortem;
-use crate::protocol::Event;
 use crate::qemu::Observer;
 use crate::report;
 use crate::runner::{self, Medium, Plan};

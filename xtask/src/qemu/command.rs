@@ -121,9 +121,10 @@ impl Arguments {
 mod tests {
     use std::time::Duration;
 
+    use protocol::logline::Level;
+
     use super::*;
     use crate::machine::{EIGHT_CPUS, Task};
-    use crate::protocol::logline::Level;
 
     fn arguments(machine: Machine, seed: u64) -> String {
         let command_line = CommandLine {

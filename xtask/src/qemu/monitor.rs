@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::protocol::LineSplitter;
+use protocol::LineSplitter;
 
 /// How long the monitor may take to answer one question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

@@ -8,10 +8,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use protocol::{Event, LineSplitter, Transcript};
+
 use super::command::Invocation;
 use super::monitor::{CpuState, Monitor};
 use crate::interrupt;
-use crate::protocol::{Event, LineSplitter, Transcript};
 use crate::verdict::{Ending, Limit};
 
 /// How often the serial file and the child are looked at.

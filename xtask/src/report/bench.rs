@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use protocol::record::Phase;
 use serde::Serialize;
 
 use super::figures::{grouped, median, nanoseconds, number};
 use super::table::Table;
-use crate::protocol::record::Phase;
 
 /// What tells one contest from another.
 const KEYS: [&str; 4] = ["cpus", "rounds", "polls", "descriptors"];
@@ -196,8 +196,9 @@ pub fn tables(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use protocol::Record;
+
     use super::*;
-    use crate::protocol::Record;
 
     fn phase(name: &str, cpus: u64, turns: u64, wait_max: u64) -> Phase {
         let json = format!(

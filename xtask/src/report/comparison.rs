@@ -1,11 +1,11 @@
 //! The split-lock kernel against the single-lock kernel, phase by phase.
 
+use protocol::record::Phase;
 use serde::Serialize;
 
 use super::figures::{grouped, median, rate};
 use super::table::Table;
 use crate::build::Locks;
-use crate::protocol::record::Phase;
 
 /// Rates of each phase, in runs of both kernels.
 #[derive(Default)]
@@ -91,8 +91,9 @@ fn range(rates: &[f64]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use protocol::Record;
+
     use super::*;
-    use crate::protocol::Record;
 
     fn phase(faults: u64) -> Vec<Phase> {
         let json =

@@ -1,6 +1,6 @@
 //! Figures of a phase, read and written for people.
 
-use crate::protocol::record::{Figures, Phase};
+use protocol::record::{Figures, Phase};
 
 /// Keys the report has a place of its own for (`docs/harness.md`).
 const KNOWN: [&str; 11] = [

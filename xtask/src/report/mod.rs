@@ -8,10 +8,10 @@ pub mod table;
 
 use std::fmt::Write;
 
-use crate::protocol::Transcript;
-use crate::protocol::record::{Cpu, Oracle, Phase};
 use crate::runner::Plan;
 use figures::{number, rate};
+use protocol::Transcript;
+use protocol::record::{Cpu, Oracle, Phase};
 use table::Table;
 
 /// Lays the report out; nothing for a run that never got to a phase.
@@ -152,9 +152,10 @@ fn oracles(all: &[Oracle]) -> Table {
 mod tests {
     use std::time::Duration;
 
+    use protocol::logline::Level;
+
     use super::*;
     use crate::machine::{EIGHT_CPUS, Machine, Task};
-    use crate::protocol::logline::Level;
     use crate::runner::Medium;
 
     fn text(lines: &[&str]) -> String {

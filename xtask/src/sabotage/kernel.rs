@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use protocol::TestStatus;
+use protocol::logline::Level;
 
 use super::{Seen, Stage, Test};
 use crate::build::{Builder, Levels, Locks, Profile, Variant};
 use crate::machine::{Machine, Task};
-use crate::protocol::TestStatus;
-use crate::protocol::logline::Level;
 use crate::runner::{self, Medium, Plan};
 use crate::timing;
 use crate::verdict::{Noticed, Verdict};

@@ -10,14 +10,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use protocol::logline::Level;
+use protocol::{LastWord, TestStatus};
+
 use super::progress::Progress;
 use super::tally::{Case, Outcome};
 use crate::build::{Arch, Builder, Levels, Locks, Variant};
 use crate::interrupt;
 use crate::machine::{Accelerator, Clock, Machine, Task};
 use crate::postmortem;
-use crate::protocol::logline::Level;
-use crate::protocol::{LastWord, TestStatus};
 use crate::runner::{self, Medium, Plan, Run};
 use crate::setup::ovmf;
 use crate::symbolise::Symbols;

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use protocol::{Event, KernelTest, TestStatus, Transcript};
+
 use super::progress::Progress;
 use super::tally::{Case, Outcome};
 use crate::machine::{Clock, Task};
 use crate::postmortem;
-use crate::protocol::{Event, KernelTest, TestStatus, Transcript};
 use crate::qemu::Observer;
 use crate::runner::{self, Plan, Run, RunError};
 use crate::symbolise::Symbols;

@@ -102,10 +102,7 @@ impl Transcript {
     pub fn feed(&mut self, text: &str, now: Duration) -> Event<'_> {
         let line = Line::parse(text);
         if !is_last_word(&line) {
-            if self.tail.len() == TAIL_LINES {
-                self.tail.pop_front();
-            }
-            self.tail.push_back(text.to_owned());
+            self.keep(text);
         }
         match line {
             Line::Ktap(ktap) => self.ktap(ktap, now),
@@ -124,7 +121,7 @@ impl Transcript {
 
     /// Takes the line that never ended. It is damaged whatever it says: the kernel ends each line it writes.
     pub fn feed_unfinished(&mut self, text: String) {
-        self.tail.push_back(text.clone());
+        self.keep(&text);
         self.torn.push(text);
     }
 
@@ -132,6 +129,13 @@ impl Transcript {
     pub fn not_run(&self) -> u32 {
         let accounted = self.tests.len() as u32 + u32::from(self.running.is_some());
         self.planned.unwrap_or(0).saturating_sub(accounted)
+    }
+
+    fn keep(&mut self, text: &str) {
+        if self.tail.len() == TAIL_LINES {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(text.to_owned());
     }
 
     fn log(&mut self, line: LogLine, text: &str) {
@@ -250,8 +254,9 @@ mod tests {
         for number in 0..100 {
             run.feed(&format!("line {number}"), Duration::ZERO);
         }
+        run.feed_unfinished("line 10".to_owned());
         assert_eq!(run.tail.len(), TAIL_LINES);
-        assert_eq!(run.tail.back().map(String::as_str), Some("line 99"));
+        assert_eq!(run.tail.back().map(String::as_str), Some("line 10"));
     }
 
     #[test]
