@@ -33,17 +33,17 @@ pub mod pgtable;
 pub mod slab;
 pub mod stats;
 pub mod sync;
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(all(test, not(any(feature = "testing", loom, shuttle))))]
 mod testing;
-#[cfg(shuttle)]
+#[cfg(any(feature = "testing", shuttle))]
 pub mod testing;
 pub mod tlb;
 pub mod vma;
 
 /// Whether a host test unwinds from a failure: a destructor must not fail again then, it would hide the first.
 fn is_unwinding() -> bool {
-    #[cfg(any(test, shuttle))]
+    #[cfg(any(test, feature = "testing", shuttle))]
     return std::thread::panicking();
-    #[cfg(not(any(test, shuttle)))]
+    #[cfg(not(any(test, feature = "testing", shuttle)))]
     false
 }

@@ -1,5 +1,10 @@
 //! What the host tests share: a simulated machine with `mm` on it, and books that must balance at the end.
 
+#[cfg(not(shuttle))]
+mod model;
+#[cfg(not(shuttle))]
+pub mod operations;
+
 use crate::address::{Pfn, VirtAddr, VirtRange};
 use crate::address_space::{LoadedMm, Mapping, Mm, MmRef};
 use crate::config::PAGE_SIZE;

@@ -1,7 +1,6 @@
 //! A whole life of an address space and its child, with each of its allocations failing in turn (R34).
 
 mod against_a_model;
-mod model;
 
 use super::{MapError, Mapping, Mm};
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
