@@ -4,7 +4,7 @@
 //! libFuzzer, they take no nightly compiler. What a run has found to lead somewhere new it keeps, and the next starts from it.
 
 use std::env::consts::{ARCH, OS};
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -30,6 +30,8 @@ const INSTRUMENTED: [&str; 6] = [
 const INPUT_LIMIT: u32 = 10;
 /// Time a target gets beyond what it was given, to read its inputs and to end.
 const MARGIN: Duration = Duration::from_secs(120);
+/// Time that one input gets which is repeated.
+const REPEAT_LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the targets; whether none of them found anything.
 pub fn fuzz(workspace: &Workspace, options: &cli::Fuzz) -> Result<bool> {
@@ -42,7 +44,9 @@ pub fn fuzz(workspace: &Workspace, options: &cli::Fuzz) -> Result<bool> {
     let folder = build(workspace)?;
     let mut clean = true;
     for target in &chosen {
-        println!("fuzz: {target}");
+        if options.input.is_none() {
+            println!("fuzz: {target} for {} s", options.time);
+        }
         let run = Run { workspace, target, program: &folder.join(target) };
         clean &= run.run(options)?;
     }
@@ -92,38 +96,70 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs it; whether it found nothing.
+    /// Repeats one input, or looks for new ones; whether nothing was found.
     fn run(&self, options: &cli::Fuzz) -> Result<bool> {
-        let kept = self.workspace.out("fuzz").join(self.target);
-        let (grown, found) = (kept.join("corpus"), kept.join("found"));
-        for folder in [&grown, &found] {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        }
         let mut command = Command::new(self.program);
         command.arg(format!("-timeout={INPUT_LIMIT}"));
         match &options.input {
-            Some(input) => command.arg(input),
-            None => {
-                command.arg(format!("-max_total_time={}", options.time)).args(["-verbosity=0", "-print_final_stats=1"]);
-                command.arg(format!("-artifact_prefix={}/", found.display()));
-                // New inputs go into the first folder.
-                command.arg(&grown).arg(self.workspace.root().join("fuzz/corpus").join(self.target))
+            Some(input) => {
+                let finish = child::run(command.arg(input), REPEAT_LIMIT, |line| println!("{line}"), || ())?;
+                ensure!(finish != Finish::Interrupted, "interrupted");
+                Ok(finish.success())
             }
-        };
-        let limit = Duration::from_secs(u64::from(options.time)) + MARGIN;
-        match child::run(&mut command, limit, |line| println!("{line}"), || ())? {
-            Finish::Interrupted => bail!("interrupted"),
-            Finish::TimedOut => {
-                println!("fuzz: {} did not end within {} s", self.target, limit.as_secs());
-                Ok(false)
-            }
-            Finish::Exited(status) if status.success() => Ok(true),
-            Finish::Exited(_) => {
-                println!("fuzz: to repeat: cargo xtask fuzz {} --input FILE, with FILE as named above", self.target);
-                Ok(false)
-            }
+            None => self.search(command, options.time),
         }
     }
+
+    /// Looks for inputs that fail, for so many seconds.
+    fn search(&self, mut command: Command, seconds: u32) -> Result<bool> {
+        let kept = self.workspace.out("fuzz").join(self.target);
+        let (grown, found, log) = (kept.join("corpus"), kept.join("found"), kept.join("log"));
+        for folder in [&grown, &found] {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        command.arg(format!("-max_total_time={seconds}")).args(["-verbosity=0", "-print_final_stats=1"]);
+        command.arg(format!("-artifact_prefix={}/", found.display()));
+        // New inputs go into the first folder.
+        command.arg(&grown).arg(self.workspace.root().join("fuzz/corpus").join(self.target)).stderr(file);
+        let limit = Duration::from_secs(u64::from(seconds)) + MARGIN;
+        let finish = child::run(&mut command, limit, |line| println!("{line}"), || ())?;
+        ensure!(finish != Finish::Interrupted, "interrupted");
+
+        let said = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        let said = String::from_utf8_lossy(&said);
+        if finish.success() {
+            println!("fuzz: {}: {} inputs, nothing found", self.target, inputs(&said).unwrap_or(0));
+            return Ok(true);
+        }
+        findings(&said).for_each(|line| println!("{line}"));
+        if finish == Finish::TimedOut {
+            println!("fuzz: {} did not end within {} s", self.target, limit.as_secs());
+        }
+        match input(&said) {
+            Some(file) => println!("fuzz: to repeat: cargo xtask fuzz {} --input {file}", self.target),
+            None => println!("fuzz: {} failed without an input to repeat", self.target),
+        }
+        Ok(false)
+    }
+}
+
+/// How many inputs libFuzzer says it has run.
+fn inputs(said: &str) -> Option<u64> {
+    said.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:")?.trim().parse().ok())
+}
+
+/// The file in which it left the input that failed.
+fn input(said: &str) -> Option<&str> {
+    said.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1))
+}
+
+/// What it says but for its statistics, and for hints on how to fuzz.
+fn findings(said: &str) -> impl Iterator<Item = &str> {
+    let is_hint = |line: &&str| {
+        ["stat::", "\tNEW_", "\"", "######"].iter().any(|start| line.starts_with(start)) || line.trim().is_empty()
+    };
+    said.lines().filter(move |line| !is_hint(line))
 }
 
 #[cfg(test)]
@@ -141,6 +177,19 @@ mod tests {
             let inputs = root.join("corpus").join(&target).read_dir().map(Iterator::count);
             assert!(inputs.is_ok_and(|count| count > 0), "{target} has nothing to start from");
         }
+    }
+
+    #[test]
+    fn what_was_found_is_shown_with_the_file_to_repeat_it() {
+        let said = "INFO: seed\n\tNEW_FUNC[1/2]: 0x1 in f a.rs:1\n\nthread '<unnamed>' panicked at t.rs:1:\nodd\n\
+            ###### Recommended dictionary. ######\n\"ok\" # Uses: 2\n\
+            artifact_prefix='/o/'; Test unit written to /o/crash-1\nstat::number_of_executed_units: 815\n";
+        assert_eq!(input(said), Some("/o/crash-1"));
+        assert_eq!(inputs(said), Some(815));
+        let shown: Vec<&str> = findings(said).collect();
+        assert_eq!(shown[..3], ["INFO: seed", "thread '<unnamed>' panicked at t.rs:1:", "odd"]);
+        assert_eq!(shown.len(), 4);
+        assert_eq!((input("INFO: seed\n"), inputs("")), (None, None));
     }
 
     #[test]
