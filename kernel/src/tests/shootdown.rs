@@ -4,7 +4,6 @@ use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch_x86::machine::X86;
-use arch_x86::time;
 use arch_x86::user_access::AccessFault;
 use mm::cpu::{CpuId, CpuSet};
 use mm::machine::Machine;
@@ -15,7 +14,9 @@ use mm::tlb::{self, TlbFlush};
 
 use super::race::come_and_go::{Scenario, needs_a_second_cpu, play};
 use super::race::held::{TableLock, await_waiting};
-use super::support::{PATIENCE_NANOS, TABLE, add, first_cpus, map_anonymous, pages, read, write};
+use super::support::{
+    DEAF_NANOS, PATIENCE_NANOS, TABLE, add, await_within, first_cpus, map_anonymous, pages, read, write,
+};
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
@@ -34,6 +35,43 @@ ktest! {
     fn a_stale_table_is_never_walked_after_munmap(t: &TestContext) {
         needs_a_second_cpu(t)?;
         play(t, &Scenario { region: 0..1, kept: None, rounds: 12, until_reached: true })?;
+    }
+
+    /// I29: whoever unmaps a page waits for every CPU that may have it cached. One has interrupts off and cannot answer; `munmap`
+    /// does not return before it turns them on.
+    fn an_unmapping_waits_for_a_cpu_that_does_not_answer_yet(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        let mm = Mm::create(memory())?;
+        // The second page keeps the table.
+        map_anonymous(&mm, pages(0, 2))?;
+        let (is_deaf, is_gone) = (AtomicBool::new(false), AtomicBool::new(false));
+        let outcomes = crew::run(first_cpus(2), &|member| -> TestResult {
+            let _user = enter(&mm);
+            if member.index == 0 {
+                while !is_deaf.load(Ordering::Acquire) {
+                    spin_loop();
+                }
+                let outcome = mm.munmap(pages(0, 1));
+                is_gone.store(true, Ordering::Release);
+                return Ok(outcome?);
+            }
+            let written = write(0, 7);
+            let asked = || X86.cpus().of(CpuId(0)).stats.snapshot()[Counter::ShootdownsSent];
+            let is_gone_by = |nanos| await_within(nanos, || is_gone.load(Ordering::Acquire));
+            let before = asked();
+            let irqs = X86.irq_save();
+            is_deaf.store(true, Ordering::Release);
+            let is_asked = await_within(PATIENCE_NANOS, || asked() > before);
+            let early = is_gone_by(DEAF_NANOS);
+            X86.irq_restore(irqs);
+            written?;
+            ktest_assert!(is_asked, "nobody is asked to flush");
+            ktest_assert!(!early, "munmap returns though a CPU cannot have answered");
+            ktest_assert!(is_gone_by(PATIENCE_NANOS), "munmap does not return");
+            ktest_assert_eq!(read(0), Err(AccessFault::Fault));
+            Ok(())
+        })?;
+        outcomes.into_iter().collect::<TestResult>()?;
     }
 
     /// Of three CPUs and the idle ones, `munmap` interrupts the one that has the address space loaded too, and no other.
@@ -199,11 +237,8 @@ fn flushes_served(cpu: CpuId) -> u64 {
 /// Unmaps a page once `cpu`, the running one, is alone in `mm`; nobody is interrupted then. Another page keeps the table: with
 /// PAE every CPU has to know when that goes.
 fn unmap_alone(mm: &MmRef, cpu: CpuId) -> TestResult {
-    let give_up = time::now_nanos() + PATIENCE_NANOS;
-    while mm.tlb().cpus() != CpuSet::only(cpu) {
-        ktest_assert!(time::now_nanos() < give_up, "{:?} have the address space loaded", mm.tlb().cpus());
-        spin_loop();
-    }
+    let alone = await_within(PATIENCE_NANOS, || mm.tlb().cpus() == CpuSet::only(cpu));
+    ktest_assert!(alone, "{:?} have the address space loaded", mm.tlb().cpus());
     let before = X86.local().stats.snapshot();
     mm.munmap(pages(0, 1))?;
     ktest_assert_eq!(X86.local().stats.snapshot().since(&before)[Counter::ShootdownTargets], 0);

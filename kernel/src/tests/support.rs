@@ -1,11 +1,11 @@
 //! What the tests share: pages by number, accesses as user code makes them, delays that do not repeat.
 
-use core::hint::black_box;
+use core::hint::{black_box, spin_loop};
 
 use arch_x86::layout::{LEVELS, Mode, TEST_BASE};
 use arch_x86::machine::X86;
 use arch_x86::user_access::{AccessFault, UserAddr, fetch_add_u64, read_u64, write_u64};
-use arch_x86::{apic, percpu};
+use arch_x86::{apic, percpu, time};
 use mm::address::{Pfn, VirtAddr, VirtRange};
 use mm::address_space::MapError;
 use mm::config::PAGE_SIZE;
@@ -20,6 +20,10 @@ use crate::smp::online;
 
 /// How long a CPU is given for what it does at once where it runs, in nanoseconds; host threads may not run for a while.
 pub const PATIENCE_NANOS: u64 = 10_000_000_000;
+
+/// For so long a CPU does without interrupts what others must wait for, in nanoseconds: long enough for them not to wait, if they
+/// get that wrong and the host lets them run.
+pub const DEAF_NANOS: u64 = 100_000_000;
 
 /// Pages of a PTE table, and of all tables below a PMD table.
 pub const TABLE: u64 = 512;
@@ -112,6 +116,18 @@ pub fn stock_a_frame() -> Result<(), OutOfFrames> {
 /// The first `count` CPUs, or as many as there are.
 pub fn first_cpus(count: usize) -> CpuSet {
     CpuSet(online().iter().take(count).fold(0, |set, cpu| set | CpuSet::only(cpu).0))
+}
+
+/// Waits until `so`, but no longer than `nanos`; whether it came to it.
+pub fn await_within(nanos: u64, so: impl Fn() -> bool) -> bool {
+    let give_up = time::now_nanos().saturating_add(nanos);
+    while !so() {
+        if time::now_nanos() >= give_up {
+            return false;
+        }
+        spin_loop();
+    }
+    true
 }
 
 /// Passes the time of up to `most` turns of a loop. Without a `pause`, which gives the turn away where virtual CPUs run one

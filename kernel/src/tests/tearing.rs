@@ -7,7 +7,6 @@ use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use arch_x86::machine::X86;
-use arch_x86::time;
 use mm::address::Pfn;
 use mm::config::NR_CPUS;
 use mm::machine::{Machine, SlotOf};
@@ -15,7 +14,7 @@ use mm::pgtable::{Entry, EntrySlot, SlotPae};
 use mm::tlb::sync_all_cpus;
 
 use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{TABLE, first_cpus, map_anonymous, pages, write};
+use super::support::{DEAF_NANOS, TABLE, await_within, first_cpus, map_anonymous, pages, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
@@ -28,10 +27,6 @@ const POINTERS: [Entry; 3] = [
     Entry::table(Pfn(0x23456 + (7 << 20))),
     Entry::table(Pfn(0x12345 + (5 << 20))),
 ];
-
-/// For so long a CPU does without interrupts what others must wait for: long enough for them not to wait, if they get that
-/// wrong and the host lets them run.
-const DEAF_NANOS: u64 = 100_000_000;
 
 fn is_mix(seen: Entry) -> bool {
     !seen.is_none() && !POINTERS.contains(&seen)
@@ -131,10 +126,7 @@ fn mixes_in_refilled_slot(sync: fn(), patience: u64) -> Result<usize, Stop> {
         }
         let stop = || {
             let number = stops[member.index].fetch_add(1, Ordering::Release) + 1;
-            let give_up = time::now_nanos().saturating_add(patience);
-            while filled.load(Ordering::Acquire) < number && time::now_nanos() < give_up {
-                spin_loop();
-            }
+            await_within(patience, || filled.load(Ordering::Acquire) >= number);
         };
         let seen = deaf(|| slot.load_in_steps(stop));
         // It may have found nothing early on.
@@ -155,6 +147,33 @@ ktest! {
     fn an_entry_stored_in_the_wrong_order_is_seen_mixed(t: &TestContext) {
         needs_a_second_cpu(t)?;
         ktest_assert_eq!(readers_of_mixes(in_the_wrong_order)?, t.cpus() - 1);
+    }
+
+    /// A reader takes the low word of an entry and stops until CPU 0 has put another in its place, by way of none. It goes on with
+    /// the high word of the other, and sees that the low one has changed: it finds the other, whole.
+    fn an_entry_that_is_replaced_under_its_reader_is_not_seen_mixed(t: &TestContext) {
+        needs_a_second_cpu(t)?;
+        let [first, second, _] = POINTERS;
+        let slot = SlotPae::new(first);
+        let (readers, is_replaced) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let seen = crew::run(online(), &|member| {
+            if member.index > 0 {
+                return slot.load_in_steps(|| {
+                    readers.fetch_add(1, Ordering::Release);
+                    while !is_replaced.load(Ordering::Acquire) {
+                        spin_loop();
+                    }
+                });
+            }
+            while readers.load(Ordering::Acquire) + 1 < member.count {
+                spin_loop();
+            }
+            slot.swap(Entry::NONE);
+            slot.store(second);
+            is_replaced.store(true, Ordering::Release);
+            second
+        })?;
+        ktest_assert!(seen.iter().all(|seen| *seen == second), "CPUs found {seen:?}");
     }
 
     /// R29: a slot is filled twice while all other CPUs are in the middle of reading it. None sees a mix, for before it is filled all
@@ -204,11 +223,7 @@ ktest! {
                         }
                         return true;
                     }
-                    let end = time::now_nanos() + DEAF_NANOS;
-                    while time::now_nanos() < end {
-                        spin_loop();
-                    }
-                    !gone.load(Ordering::Acquire)
+                    !await_within(DEAF_NANOS, || gone.load(Ordering::Acquire))
                 });
                 ktest_assert!(waits, "the table is gone while a CPU may be reading its slot");
                 Ok(())

@@ -6,7 +6,6 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch_x86::machine::X86;
-use arch_x86::time;
 use arch_x86::user_access::AccessFault;
 use mm::cpu::{CpuId, CpuSet};
 use mm::machine::Machine;
@@ -14,9 +13,9 @@ use mm::pgtable::Protection;
 use mm::stats::{Counter, StatsSnapshot};
 
 use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{PATIENCE_NANOS, TABLE, map_anonymous, pages, read, write};
+use super::support::{PATIENCE_NANOS, TABLE, await_within, map_anonymous, pages, read, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
-use crate::memory::{Mapping, Mm, MmRef, enter, memory};
+use crate::memory::{Mapping, Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::thread::{block_while, need_resched, spawn_on, wake};
 use crate::workload::crew::{self, Member};
@@ -34,6 +33,7 @@ ktest! {
         ktest_assert_eq!(counted.sent[Counter::ShootdownTargets], 0);
         ktest_assert_eq!(counted.sent[Counter::LazySkipped], others);
         ktest_assert_eq!((counted.left, counted.in_mask), (0, others));
+        ktest_assert_eq!(counted.behind, others);
     }
 
     /// A table goes while all other CPUs run kernel threads on the address space: each is interrupted once and leaves (I33,
@@ -44,6 +44,7 @@ ktest! {
         let others = t.cpus() as u64 - 1;
         ktest_assert_eq!(counted.sent[Counter::ShootdownTargets], others);
         ktest_assert_eq!((counted.left, counted.in_mask), (others, 0));
+        ktest_assert_eq!(counted.behind, 0);
     }
 
     /// One `munmap` over many regions, whose pages every CPU has cached, interrupts each CPU once.
@@ -114,6 +115,8 @@ struct Unmapped {
     left: u64,
     /// Lazy CPUs still in the mask after it.
     in_mask: u64,
+    /// CPUs that noticed when they came back that they had been passed by.
+    behind: u64,
 }
 
 /// What the threads of a scenario share with the kernel threads.
@@ -148,11 +151,13 @@ fn unmap_under_lazy_cpus(t: &TestContext, gone: Range<u64>) -> Result<Unmapped, 
     map_anonymous(&mm, pages(MAPPED.start, MAPPED.end))?;
     let shared = Arc::new(Shared::default());
     let others = others();
+    let before = statistics();
     let mut outcomes = crew::run(online(), &|member| -> Result<Option<StatsSnapshot>, Stop> {
         let _user = enter(&mm);
+        member.meet();
+        // Not before: a CPU that slept while it waited for the others has dropped what it had cached.
         let touched = write(0, 1).is_ok() && write(TABLE, 2).is_ok();
         t.check(touched, format_args!("cpu {} cannot write", member.cpu.0));
-        member.meet();
         if member.index > 0 {
             be_lazy(member, &shared)?;
             t.check(read(0) == Err(AccessFault::Fault), format_args!("cpu {} finds what is gone", member.cpu.0));
@@ -167,7 +172,8 @@ fn unmap_under_lazy_cpus(t: &TestContext, gone: Range<u64>) -> Result<Unmapped, 
     let sent = outcomes.swap_remove(0)?.ok_or(Stop::failed(format_args!("nothing was unmapped")))?;
     outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))?;
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    Ok(Unmapped { sent, left: count(&shared.left), in_mask: count(&shared.in_mask) })
+    let behind = statistics().since(&before)[Counter::LazyBehind];
+    Ok(Unmapped { sent, left: count(&shared.left), in_mask: count(&shared.in_mask), behind })
 }
 
 /// Gives this CPU to a kernel thread until all is over. It is not idle before it comes back.
@@ -186,11 +192,8 @@ pub(super) fn be_lazy(member: &Member<'_>, shared: &Arc<Shared>) -> TestResult {
 /// Waits until all of `cpus` are lazy.
 pub(super) fn await_lazy(cpus: CpuSet) -> TestResult {
     let is_lazy = |cpu: CpuId| X86.cpus().of(cpu).tlb.is_lazy();
-    let give_up = time::now_nanos() + PATIENCE_NANOS;
-    while !cpus.iter().all(is_lazy) {
-        ktest_assert!(time::now_nanos() < give_up, "not all of {cpus:?} are lazy");
-        spin_loop();
-    }
+    let all = await_within(PATIENCE_NANOS, || cpus.iter().all(is_lazy));
+    ktest_assert!(all, "not all of {cpus:?} are lazy");
     Ok(())
 }
 

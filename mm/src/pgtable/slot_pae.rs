@@ -60,11 +60,12 @@ impl SlotPae {
         }
     }
 
-    /// As [`store`](EntrySlot::store), with `between` done after the first access: for tests, which read then.
-    pub fn store_in_steps(&self, entry: Entry, between: impl FnOnce()) {
+    /// As [`store`](EntrySlot::store), with `between` done after each access but the last: for tests, which read then.
+    pub fn store_in_steps(&self, entry: Entry, between: impl Fn()) {
         debug_assert!(low(entry) != 0 || entry.is_none(), "an entry with nothing in its low word");
         if sabotaged!("pae-store-order") {
             self.low.store(low(entry), Ordering::Release);
+            between();
         }
         // Release: after the low word was cleared, for the reader's third load.
         self.high.store(high(entry), Ordering::Release);

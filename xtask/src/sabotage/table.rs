@@ -95,17 +95,26 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "pae-store-order",
         breaks: "the low word, with P, is stored before the high one (I40)",
-        noticed_by: &[loom("loom_pae", "a_slot_that_is_filled_is_never_seen_half")],
+        noticed_by: &[
+            loom("loom_pae", "a_slot_that_is_filled_is_never_seen_half"),
+            i686_pae("tearing::an_entry_of_two_words_is_never_seen_mixed"),
+        ],
     },
     Sabotage {
         name: "pae-second-look",
         breaks: "a reader takes both words without a second look at the low one (I40)",
-        noticed_by: &[loom("loom_pae", "an_entry_that_changes_in_both_words_is_the_one_or_the_other_or_none")],
+        noticed_by: &[
+            loom("loom_pae", "an_entry_that_changes_in_both_words_is_the_one_or_the_other_or_none"),
+            i686_pae("tearing::an_entry_that_is_replaced_under_its_reader_is_not_seen_mixed"),
+        ],
     },
     Sabotage {
         name: "halves-sync",
         breaks: "a slot is filled again while a CPU has read one half of what was in it (R29, R30)",
-        noticed_by: &[host("pgtable::pae_tests::a_pte_table_goes_after_all_cpus_have_taken_an_interrupt")],
+        noticed_by: &[
+            host("pgtable::pae_tests::a_pte_table_goes_after_all_cpus_have_taken_an_interrupt"),
+            i686_pae("tearing::a_pte_table_goes_after_its_readers"),
+        ],
     },
     // Pages and tables that go.
     Sabotage {
@@ -134,6 +143,7 @@ pub const ALL: &[Sabotage] = &[
             loom("loom_helpers", "a_table_is_not_reused_under_a_lookup"),
             loom("loom_helpers", "a_lock_that_was_named_can_be_taken"),
             x86_64("race::reclaim::a_table_that_goes_is_not_freed_under_its_walker"),
+            x86_64("race::munmap::a_table_that_is_read_is_not_freed"),
         ],
     },
     Sabotage {
@@ -251,7 +261,11 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "answers",
         breaks: "a flush does not wait for the CPUs it has told (I29)",
-        noticed_by: &[host("fault::tests::races::munmap_races_with_faults"), loom("loom_tlb", "mutual_shootdown")],
+        noticed_by: &[
+            host("fault::tests::races::munmap_races_with_faults"),
+            loom("loom_tlb", "mutual_shootdown"),
+            x86_64("shootdown::an_unmapping_waits_for_a_cpu_that_does_not_answer_yet"),
+        ],
     },
     Sabotage {
         name: "flush-fence",
@@ -283,6 +297,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("tlb::tests::a_lazy_cpu_is_passed_by_and_catches_up"),
             loom("loom_tlb", "return_from_lazy_against_flush"),
+            x86_64("tlb::lazy_cpus_are_passed_by_and_catch_up"),
         ],
     },
     Sabotage {

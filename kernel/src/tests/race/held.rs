@@ -4,7 +4,6 @@ use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arch_x86::machine::X86;
-use arch_x86::time;
 use mm::cpu::{CpuId, CpuSet};
 use mm::machine::Machine;
 use mm::pgtable::{pmd_lock, pmd_offset, pte_offset_map_lock, pud_lock};
@@ -13,7 +12,7 @@ use mm::sync::rcu;
 
 use crate::harness::{Stop, TestContext, TestResult};
 use crate::memory::{Mm, MmRef, enter};
-use crate::tests::support::{PATIENCE_NANOS, first_cpus, page};
+use crate::tests::support::{PATIENCE_NANOS, await_within, first_cpus, page};
 use crate::workload::crew::{self, Member};
 
 /// A page-table lock.
@@ -58,16 +57,10 @@ pub fn await_halted(cpus: CpuSet) -> bool {
 }
 
 fn await_waiting_so(cpus: CpuSet, so: impl Fn(WaitingFor) -> bool) -> bool {
-    let give_up = time::now_nanos().saturating_add(PATIENCE_NANOS);
     let held = &X86.local().held;
     let wait_of = |cpu: CpuId| X86.cpus().of(cpu).parking.waiting_for();
-    while !cpus.iter().all(|cpu| wait_of(cpu).is_some_and(|wait| held.contains(wait.lock) && so(wait))) {
-        if time::now_nanos() >= give_up {
-            return false;
-        }
-        spin_loop();
-    }
-    true
+    let waits = |cpu: CpuId| wait_of(cpu).is_some_and(|wait| held.contains(wait.lock) && so(wait));
+    await_within(PATIENCE_NANOS, || cpus.iter().all(waits))
 }
 
 /// A race of two CPUs for a lock that a third holds until both wait for it, the first for longer than the second.
