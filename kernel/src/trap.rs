@@ -20,6 +20,7 @@ use arch_x86::idt::exception;
 use arch_x86::user_access::{self, UserAddr};
 use arch_x86::{control, interrupts};
 use bitflags::bitflags;
+use mm::sabotaged;
 use spin::Once;
 
 use crate::{interrupt, panic};
@@ -108,7 +109,9 @@ fn serve(frame: &TrapFrame, address: UserAddr, code: FaultCode) -> Result<(), Un
         return Err(Unresolved);
     }
     debug_assert_eq!(interrupts::flags() & interrupts::FLAG_ALIGNMENT_CHECK, 0, "the user half is open in a handler");
-    interrupts::enable();
+    if !sabotaged!("deaf-fault") {
+        interrupts::enable();
+    }
     let outcome = handler(address, code);
     interrupts::disable();
     outcome

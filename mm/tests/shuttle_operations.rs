@@ -10,7 +10,9 @@ use mm::address::{VirtAddr, VirtRange};
 use mm::address_space::{Mapping, MmRef};
 use mm::cpu::CpuId;
 use mm::fault::FaultError;
+use mm::machine::Machine;
 use mm::machine::sim::Sim;
+use mm::object::Object;
 use mm::pgtable::{FourLevel, Pae, PagingMode, Protection, pte_at};
 use mm::testing::{Process, Small, World, page, pages};
 use shuttle_machine::{Dice, explore, failing_seed, machine};
@@ -341,4 +343,51 @@ fn stores_against_mremap() {
 fn stores_against_collapse() {
     const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Collapse, Split, Look], changers: 3, steps: 6 };
     explore(300, |seed| play::<Small>(&SCENE, seed));
+}
+
+/// R19, I35: of two CPUs one moves pages, the other stores to them. T1 takes the entry out by a load and a store, T2's walker
+/// marks it dirty between the two, and the page that was stored to is clean at its new place.
+#[test]
+fn no_dirty_mark_is_lost() {
+    const PAGES: u64 = 3;
+    const DAWDLE: u64 = 8;
+    // The window is one access wide.
+    explore(3000, |seed| {
+        let world: World<Small> = World::new(machine(64, 2, seed));
+        let [from, to] = SMALL;
+        let mm = world.alone(|| {
+            let mm = world.mm();
+            let object = Object::create(world.memory, PAGES).unwrap();
+            let range = pages(from, from + PAGES);
+            mm.mmap(range, Protection::READ, Mapping::Object { object, first_page: 0 }).unwrap();
+            let process = Process::enter(&world, &mm);
+            (from..from + PAGES).for_each(|number| assert_eq!(process.read(page(number)), Ok(0)));
+            // May be stored to from here on, and nobody has.
+            mm.mprotect(range, Protection::READ_WRITE).unwrap();
+            drop(process);
+            mm
+        });
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &mm);
+            let mut dice = Dice::new(seed, 1);
+            for number in 0..PAGES {
+                let old = pages(from + number, from + number + 1);
+                if cpu == CpuId(0) {
+                    mm.mremap(old, pages(to + number, to + number + 1)).unwrap();
+                } else {
+                    // Before the move, in its middle, or too late.
+                    (0..dice.below(DAWDLE)).for_each(|_| world.machine.handle().pause());
+                    let _ = process.write(old.start, 1);
+                }
+            }
+        });
+        world.alone(|| {
+            let process = Process::enter(&world, &mm);
+            for address in (to..to + PAGES).map(page) {
+                let stored = process.read(address) == Ok(1);
+                assert!(!stored || pte_at(&mm, address).unwrap().is_dirty(), "{address:?} was stored to and is clean");
+            }
+            drop((process, mm));
+        });
+    });
 }

@@ -293,6 +293,8 @@ pub enum SabotageHalf {
     Host,
     /// Those under the model checker.
     Loom,
+    /// Those of whole operations under chosen schedules.
+    Schedules,
     /// Those in the kernels.
     Kernel,
 }

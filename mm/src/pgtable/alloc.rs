@@ -58,7 +58,9 @@ pub(crate) fn pagetable_dtor<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     ptlock_free(memory, page);
     assert!(deposit::is_empty(&page.freelist), "destructor of {pfn:?}, which has deposits left (I13)");
     page.set_state(PageType::Data, 0, 0);
-    memory.machine().local().stats.bump(Counter::TablesFreed);
+    if !sabotaged!("table-count") {
+        memory.machine().local().stats.bump(Counter::TablesFreed);
+    }
 }
 
 /// [`pagetable_dtor`], then the frame.
@@ -132,7 +134,9 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
             Level::Pgd => pagetable_pgd_ctor(memory, pfn),
         }
         if let Err(error) = constructed {
-            memory.frames().free(memory.machine(), pfn);
+            if !sabotaged!("ctor-unwind") {
+                memory.frames().free(memory.machine(), pfn);
+            }
             return Err(error.into());
         }
         Ok(Self { memory, pfn, level })

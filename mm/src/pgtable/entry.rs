@@ -222,7 +222,8 @@ impl EntrySlot for Slot64 {
     }
 
     fn store(&self, entry: Entry) {
-        self.0.store(entry.0, Ordering::Release);
+        let order = if sabotaged!("publish-order") { Ordering::Relaxed } else { Ordering::Release };
+        self.0.store(entry.0, order);
     }
 
     fn swap(&self, entry: Entry) -> Entry {

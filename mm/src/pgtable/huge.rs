@@ -118,7 +118,7 @@ impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
     pub(crate) fn clear(&self) -> (Entry, Option<UnpublishedTable<'m, M>>) {
         let entry = self.slot.swap(Entry::NONE);
         self.mm.memory().memmap().page(entry.pfn()).unmap();
-        if entry.is_explicit() {
+        if entry.is_explicit() || sabotaged!("deposit-left") {
             return (entry, None);
         }
         // Relaxed: a count, checked when nobody changes it any more (I6, I7).

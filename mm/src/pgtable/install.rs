@@ -141,8 +141,12 @@ pub fn get_locked_pte<'m, M: Machine>(
 /// then.
 fn install<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>) -> Result<Entry, TableError> {
     let mut spare = Some(UnpublishedTable::allocate(mm.memory(), level)?);
+    let entry = publish(mm, slot, &mut spare, vma);
     // A spare that is left is destroyed here, outside the lock.
-    publish(mm, slot, &mut spare, vma)
+    if sabotaged!("spare-left") {
+        core::mem::forget(spare);
+    }
+    entry
 }
 
 /// Fills `pmd` with the PTE table `spare` (of another level: a bug, which debug builds stop at) if the slot is none; else leaves the table to the caller. Takes the PMD lock.
@@ -180,7 +184,7 @@ fn publish<M: Machine>(
     }
     let Some(table) = spare.take() else { return Ok(current) };
     // Relaxed: a count, checked when nobody changes it any more (I6, I7).
-    mm.pgtables_bytes().fetch_add(PAGE_SIZE, Ordering::Relaxed);
+    mm.pgtables_bytes().fetch_add(if sabotaged!("pgtables-bytes") { 0 } else { PAGE_SIZE }, Ordering::Relaxed);
     let entry = table.into_entry();
     slot.store(entry);
     if slot.table().level() == M::Mode::TOP && !sabotaged!("top-flush") {

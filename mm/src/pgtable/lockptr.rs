@@ -32,7 +32,7 @@ pub fn pte_lockptr<M: Machine>(mm: &Mm<M>, pmd: Entry) -> &M::Lock {
 /// The lock of the PMD table that *contains* `pmd`.
 pub fn pmd_lockptr<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>) -> &'m M::Lock {
     debug_assert_eq!(pmd.table().level(), Level::Pmd);
-    if USE_SPLIT_PMD_PTLOCKS { ptl(pmd.table().page()) } else { mm.page_table_lock().lock() }
+    if USE_SPLIT_PMD_PTLOCKS && !sabotaged!("lockptr") { ptl(pmd.table().page()) } else { mm.page_table_lock().lock() }
 }
 
 /// Takes the PMD lock of `pmd`.

@@ -131,7 +131,8 @@ impl PagingMode for Pae {
 
     fn to_hardware(level: Level, entry: Entry) -> Entry {
         // Rights, A and D are reserved bits there (I39).
-        if level > Level::Pmd && entry.is_table() { Entry(entry.pfn().address() | Entry::PRESENT) } else { entry }
+        let is_pointer = level > Level::Pmd && entry.is_table() && !sabotaged!("pdpte-bits");
+        if is_pointer { Entry(entry.pfn().address() | Entry::PRESENT) } else { entry }
     }
 
     fn from_hardware(level: Level, entry: Entry) -> Entry {

@@ -105,6 +105,11 @@ impl<'m, M: Machine> PteLocked<'m, M> {
 
     /// Takes the entry out, with the A and D bits a walker has set until now (I35).
     pub(crate) fn clear(&self) -> Entry {
+        if sabotaged!("dirty-exchange") {
+            let entry = self.load();
+            self.map.slot().store(Entry::NONE);
+            return entry;
+        }
         self.map.slot().swap(Entry::NONE)
     }
 

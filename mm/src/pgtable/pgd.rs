@@ -22,7 +22,7 @@ pub(crate) fn pgd_layout<M: Machine>() -> Option<Layout> {
     if M::Mode::TOP == Level::Pmd || size >= PAGE_SIZE {
         return None;
     }
-    Layout::from_size_align(size, size).ok()
+    Layout::from_size_align(size, if sabotaged!("pgd-align") { 1 } else { size }).ok()
 }
 
 /// Makes the pgd cache, where top tables are smaller than a frame.
@@ -62,7 +62,9 @@ impl<M: Machine> UnpublishedPgd<'_, M> {
 
 impl<M: Machine> Drop for UnpublishedPgd<'_, M> {
     fn drop(&mut self) {
-        pgd_mop_up(self.memory, self.address);
+        if !sabotaged!("pgd-unwind") {
+            pgd_mop_up(self.memory, self.address);
+        }
         pgd_free(self.memory, self.address);
     }
 }

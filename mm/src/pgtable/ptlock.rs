@@ -69,7 +69,7 @@ fn ptlock_alloc<M: Machine>(memory: &Memory<M>) -> Result<Option<NonNull<M::Lock
 /// Ends the life of the lock of the table in `page`, if it has one of its own.
 #[allow(unsafe_code)]
 pub(super) fn ptlock_free<M: Machine>(memory: &Memory<M>, page: &Page<M::Lock>) {
-    if page.ptl.is_empty() {
+    if page.ptl.is_empty() || sabotaged!("lock-left") {
         return;
     }
     // The debug form has more to say about it, and does so when it is dropped.

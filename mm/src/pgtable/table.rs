@@ -141,6 +141,9 @@ impl<'t, M: Machine> Slot<'t, M> {
         if <SlotOf<M> as EntrySlot>::ONE_ACCESS {
             return self.load_raw();
         }
+        if sabotaged!("stable-load") {
+            return self.load_raw();
+        }
         let irqs = self.table.machine.irq_save();
         let raw = self.load_raw();
         self.table.machine.irq_restore(irqs);

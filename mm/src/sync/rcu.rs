@@ -68,7 +68,8 @@ impl RcuCpu {
         // Acquire pairs with the Release in `GracePeriod::start`: sections from here on see what was unhooked.
         let requested = self.requested.load(Ordering::Acquire);
         // Release pairs with the Acquire in `GracePeriod::poll`: sections up to here are over.
-        raise(&self.reported, requested, Ordering::Release);
+        let order = if sabotaged!("report-order") { Ordering::Relaxed } else { Ordering::Release };
+        raise(&self.reported, requested, order);
     }
 
     /// Whether the CPU is idle, and will see all that this CPU did before when it is no longer.
@@ -137,7 +138,7 @@ impl<M: Machine> Drop for RcuRead<M> {
         let rcu = &self.machine.local().rcu;
         // The section's loads stay before the store, as seen by a handler on this CPU.
         compiler_fence(Ordering::SeqCst);
-        let nesting = rcu.nesting() - 1;
+        let nesting = rcu.nesting() - if sabotaged!("section-left") { 0 } else { 1 };
         rcu.nesting.store(nesting, Ordering::Relaxed);
         if nesting == 0 {
             rcu.report();

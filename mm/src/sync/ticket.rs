@@ -72,7 +72,8 @@ impl<const OUTSIDER_BITS: u32> Tickets<OUTSIDER_BITS> {
 
     /// Tickets out, the owner's included. Truncated to a ticket's width, or it is wrong when tail has wrapped (I49).
     fn out(self) -> u32 {
-        self.tail().wrapping_sub(self.head()) & Self::TICKET_MASK
+        let mask = if sabotaged!("contended-wrap") { u32::MAX } else { Self::TICKET_MASK };
+        self.tail().wrapping_sub(self.head()) & mask
     }
 
     fn outsiders(self) -> u32 {
@@ -129,12 +130,15 @@ impl<const OUTSIDER_BITS: u32> Protocol for Tickets<OUTSIDER_BITS> {
         // Release: what the owner did is seen by the next one. Acquire: the slots of the outsiders that this counts.
         let order = if sabotaged!("unlock-order") { Ordering::Relaxed } else { Ordering::AcqRel };
         // At its largest value head goes back to zero by itself, or its carry would end up in the tail.
-        let before = Self(if head == Self::TICKET_MASK {
+        let before = Self(if head == Self::TICKET_MASK && !sabotaged!("head-carry") {
             word.fetch_sub(Self::TICKET_MASK * Self::HEAD, order)
         } else {
             word.fetch_add(Self::HEAD, order)
         });
         // From here on the lock is only an address.
+        if sabotaged!("look-back") {
+            word.load(Ordering::Relaxed);
+        }
         if before.out() > 1 {
             kick_ticket(machine, lock, head.wrapping_add(1) & Self::TICKET_MASK)
         } else {

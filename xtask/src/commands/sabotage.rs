@@ -72,17 +72,20 @@ fn attempts(filter: &str, only: Option<SabotageHalf>) -> impl Iterator<Item = At
 enum Ground {
     Host,
     Loom,
+    Schedules,
     Kernel(Arch),
 }
 
 impl Ground {
     /// The quick ones first.
-    const ALL: [Self; 4] = [Self::Host, Self::Loom, Self::Kernel(Arch::X86_64), Self::Kernel(Arch::I686Pae)];
+    const ALL: [Self; 5] =
+        [Self::Host, Self::Loom, Self::Schedules, Self::Kernel(Arch::X86_64), Self::Kernel(Arch::I686Pae)];
 
     fn of(test: &Test) -> Self {
         match test.suite {
             Suite::Host => Self::Host,
             Suite::Loom(_) => Self::Loom,
+            Suite::Schedules => Self::Schedules,
             Suite::Kernel(arch) => Self::Kernel(arch),
         }
     }
@@ -91,6 +94,7 @@ impl Ground {
         match self {
             Self::Host => SabotageHalf::Host,
             Self::Loom => SabotageHalf::Loom,
+            Self::Schedules => SabotageHalf::Schedules,
             Self::Kernel(_) => SabotageHalf::Kernel,
         }
     }
@@ -99,6 +103,7 @@ impl Ground {
         match self {
             Self::Host => "host",
             Self::Loom => "loom",
+            Self::Schedules => "schedules",
             Self::Kernel(arch) => arch.word(),
         }
     }
@@ -108,6 +113,7 @@ impl Ground {
         Ok(match self {
             Self::Host => Box::new(Programs::host(workspace)?),
             Self::Loom => Box::new(Programs::loom(workspace)?),
+            Self::Schedules => Box::new(Programs::schedules(workspace)?),
             Self::Kernel(arch) => Box::new(Kernel::build(workspace, qemu::require(arch)?, guest::usual_machine(arch))?),
         })
     }

@@ -41,6 +41,8 @@ pub enum Suite {
     Host,
     /// Under the model checker, in this file of `mm/tests`.
     Loom(&'static str),
+    /// Among whole operations under chosen schedules.
+    Schedules,
     /// In the kernel for this processor.
     Kernel(Arch),
 }
@@ -58,6 +60,7 @@ impl Test {
         match self.suite {
             Suite::Host => format!("mm {}", self.name),
             Suite::Loom(file) => format!("mm/{file} {}", self.name),
+            Suite::Schedules => format!("mm/shuttle_operations {}", self.name),
             Suite::Kernel(_) => format!("kernel {}", self.name),
         }
     }
@@ -82,7 +85,7 @@ impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.suite {
             Suite::Kernel(arch) => write!(f, "kernel ({}) {}", arch.word(), self.name),
-            Suite::Host | Suite::Loom(_) => f.write_str(&self.citation()),
+            Suite::Host | Suite::Loom(_) | Suite::Schedules => f.write_str(&self.citation()),
         }
     }
 }

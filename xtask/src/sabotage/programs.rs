@@ -40,6 +40,11 @@ impl Programs {
         Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_models()?, is_model: true })
     }
 
+    /// Whole operations under chosen schedules.
+    pub fn schedules(workspace: &Workspace) -> Result<Self> {
+        Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_schedules()?, is_model: false })
+    }
+
     /// Runs the tests of these names in `program`.
     fn command<'n>(&self, program: &Program, names: impl IntoIterator<Item = &'n str>) -> Command {
         let mut command = program.command("");
@@ -98,6 +103,7 @@ fn suite_name(suite: Suite) -> String {
     match suite {
         Suite::Host => "mm".to_owned(),
         Suite::Loom(file) => format!("mm/{file}"),
+        Suite::Schedules => "mm/shuttle_operations".to_owned(),
         // None of theirs.
         Suite::Kernel(_) => "kernel".to_owned(),
     }

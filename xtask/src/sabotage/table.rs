@@ -11,6 +11,10 @@ const fn loom(file: &'static str, name: &'static str) -> Test {
     Test { suite: Suite::Loom(file), name }
 }
 
+const fn schedules(name: &'static str) -> Test {
+    Test { suite: Suite::Schedules, name }
+}
+
 const fn x86_64(name: &'static str) -> Test {
     Test { suite: Suite::Kernel(Arch::X86_64), name }
 }
@@ -91,6 +95,76 @@ pub const ALL: &[Sabotage] = &[
             "pgtable::alloc::tests::every_constructor_counts_one_table_and_the_destructor_takes_it_back",
         )],
     },
+    Sabotage {
+        name: "publish-order",
+        breaks: "a table may show in its slot before what it holds (I3)",
+        noticed_by: &[loom("loom_fault", "a_fault_without_tables_against_munmap")],
+    },
+    Sabotage {
+        name: "spare-left",
+        breaks: "a table that lost the race for its slot is left over (I15, R1)",
+        noticed_by: &[host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame")],
+    },
+    Sabotage {
+        name: "pgtables-bytes",
+        breaks: "a table is linked and not counted (I6, I7)",
+        noticed_by: &[host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame")],
+    },
+    Sabotage {
+        name: "table-count",
+        breaks: "a table is destroyed and still counted (I5)",
+        noticed_by: &[host(
+            "pgtable::alloc::tests::every_constructor_counts_one_table_and_the_destructor_takes_it_back",
+        )],
+    },
+    Sabotage {
+        name: "lock-left",
+        breaks: "the lock of a table that is destroyed is left as it is, held or not (I12)",
+        noticed_by: &[host("pgtable::ptlock::tests::a_table_destroyed_with_its_lock_held_is_caught")],
+    },
+    Sabotage {
+        name: "ctor-unwind",
+        breaks: "a frame is lost when no lock can be made for its table (I6, R34)",
+        noticed_by: &[
+            host("fault::tests::one_cpu::every_allocation_of_a_fault_may_fail"),
+            x86_64("failure::every_step_of_a_fault_may_fail"),
+        ],
+    },
+    Sabotage {
+        name: "pgd-unwind",
+        breaks: "the tables of a top table that could not be made whole are lost (I43, R34)",
+        noticed_by: &[host("pgtable::pgd::tests::every_allocation_of_a_top_table_may_fail")],
+    },
+    Sabotage {
+        name: "pgd-align",
+        breaks: "a small top table is not aligned to its size (I41)",
+        noticed_by: &[host("pgtable::pgd::tests::other_top_tables_are_frames")],
+    },
+    Sabotage {
+        name: "pdpte-bits",
+        breaks: "an entry of the top table has bits that are reserved there (I39)",
+        noticed_by: &[host("pgtable::slot_pae::tests::a_pointer_in_the_top_table_has_no_reserved_bits")],
+    },
+    Sabotage {
+        name: "lockptr",
+        breaks: "a PMD table is guarded by the lock of the address space, not by its own (I17, I26)",
+        noticed_by: &[
+            host("pgtable::offset::tests::locks_are_those_of_the_configuration"),
+            x86_64("configuration::locks_are_those_of_the_configuration"),
+        ],
+    },
+    Sabotage {
+        name: "section-left",
+        breaks: "a read section is not closed (I18)",
+        noticed_by: &[host("pgtable::offset::tests::read_sections_balance")],
+    },
+    Sabotage {
+        name: "deposit-left",
+        breaks: "the table deposited for a huge entry stays when the entry goes (I13, I14)",
+        noticed_by: &[host(
+            "fault::huge::tests::races::huge_faults_of_one_pmd_table_race_with_each_other_and_with_a_zap",
+        )],
+    },
     // Entries of two words.
     Sabotage {
         name: "pae-store-order",
@@ -115,6 +189,13 @@ pub const ALL: &[Sabotage] = &[
             host("pgtable::pae_tests::a_pte_table_goes_after_all_cpus_have_taken_an_interrupt"),
             i686_pae("tearing::a_pte_table_goes_after_its_readers"),
         ],
+    },
+    Sabotage {
+        name: "stable-load",
+        breaks: "a pointer of two words is read with interrupts on (I40, R29)",
+        noticed_by: &[host(
+            "pgtable::table::tests::a_pointer_that_is_followed_without_a_lock_is_read_with_interrupts_off",
+        )],
     },
     // Pages and tables that go.
     Sabotage {
@@ -204,6 +285,16 @@ pub const ALL: &[Sabotage] = &[
             host("address_space::collapse::tests::collapse_waits_for_lockless_walkers"),
             x86_64("race::huge::a_collapse_leaves_a_table_as_it_is_to_its_walkers"),
         ],
+    },
+    Sabotage {
+        name: "dirty-exchange",
+        breaks: "an entry is read, then cleared, and what the CPU marks between is lost (I35, R19)",
+        noticed_by: &[schedules("no_dirty_mark_is_lost")],
+    },
+    Sabotage {
+        name: "report-order",
+        breaks: "a reader may still read when its section shows as closed (I10, I11)",
+        noticed_by: &[loom("loom_lock", "a_reader_never_meets_what_was_freed_after_a_grace_period")],
     },
     // Copies and moves.
     Sabotage {
@@ -327,6 +418,34 @@ pub const ALL: &[Sabotage] = &[
             loom("loom_algorithms", "ticket_two_outside_the_queue_exclude_each_other_and_wake_up"),
         ],
     },
+    Sabotage {
+        name: "look-back",
+        breaks: "an unlocker touches the lock once more when it may be gone (I46, R39)",
+        noticed_by: &[loom("loom_algorithms", "a_lock_may_be_freed_as_soon_as_its_last_user_holds_it")],
+    },
+    Sabotage {
+        name: "try-queues",
+        breaks: "who tries for a lock in vain is counted as waiting for it (I48)",
+        noticed_by: &[loom("loom_algorithms", "trying_leaves_nothing_behind_in_any_lock")],
+    },
+    Sabotage {
+        name: "contended-wrap",
+        breaks: "tickets out are counted wider than a ticket is (I49, R40)",
+        noticed_by: &[host("sync::ticket::tests::tickets_wrap_without_touching_their_neighbours")],
+    },
+    Sabotage {
+        name: "head-carry",
+        breaks: "the head that wraps carries into the tail (R40)",
+        noticed_by: &[
+            host("sync::ticket::tests::tickets_wrap_without_touching_their_neighbours"),
+            loom("loom_algorithms", "ticket_two_in_the_queue_exclude_each_other_and_wake_up"),
+        ],
+    },
+    Sabotage {
+        name: "sleep-fence",
+        breaks: "a waiter may look at the head before it shows that it sleeps (I47, R38)",
+        noticed_by: &[loom("loom_algorithms", "ticket_two_in_the_queue_exclude_each_other_and_wake_up")],
+    },
     // The kernel and its processor.
     Sabotage {
         name: "invlpg",
@@ -350,5 +469,10 @@ pub const ALL: &[Sabotage] = &[
         name: "thread-kick",
         breaks: "a CPU halts with a thread in its queue and nobody kicks it",
         noticed_by: &[x86_64("thread::a_cpu_is_woken_as_it_halts")],
+    },
+    Sabotage {
+        name: "deaf-fault",
+        breaks: "a fault waits for locks with interrupts off (I24, I37, R27)",
+        noticed_by: &[x86_64("shootdown::the_holder_of_a_lock_flushes_the_one_who_waits_for_it")],
     },
 ];

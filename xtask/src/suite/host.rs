@@ -144,6 +144,11 @@ impl<'a> HostTests<'a> {
         }
     }
 
+    /// Whole operations under chosen schedules, in which a rule can be broken.
+    pub fn sabotaged_schedules(&self) -> Result<Vec<Program>, HostError> {
+        program::build(self.schedules().args(["--features", SABOTAGE]))
+    }
+
     /// Builds `mm`'s models, if it has any: a build of its own, since every atomic in it is loom's.
     fn loom_models(&self) -> Option<Command> {
         let is_model = |name: &Path| name.to_string_lossy().starts_with("loom_");
