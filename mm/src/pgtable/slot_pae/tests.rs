@@ -27,6 +27,8 @@ fn entries() -> impl Strategy<Value = Entry> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// With nobody else there, two words do what one does.
     #[test]
     fn two_words_hold_what_one_holds(steps in prop::collection::vec((0..3, entries(), entries()), 1..40)) {
