@@ -133,9 +133,9 @@ impl<S: EntrySlot> PhysicalMemory<S> {
         self.index(pfn).is_some_and(|index| self.names[index].load(Ordering::SeqCst) != 0)
     }
 
-    /// The frames in use as tables.
-    pub(super) fn tables(&self) -> Vec<Pfn> {
-        lock(&self.tables).iter().copied().collect()
+    /// Looks at every frame in use as a table. None of them is given another use meanwhile: whoever does so waits.
+    pub(super) fn for_each_table(&self, mut look: impl FnMut(Pfn, &[SimSlot<S>; SLOTS])) {
+        lock(&self.tables).iter().for_each(|table| look(*table, self.slots_of(*table)));
     }
 }
 

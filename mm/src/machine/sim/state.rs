@@ -226,15 +226,20 @@ impl<Mode: PagingMode> State<Mode> {
 
     /// Complains if a table still has an entry for one of `frames`.
     fn check_unmapped(&self, frames: &Range<u64>) {
-        for table in self.memory.tables().into_iter().filter(|table| !frames.contains(&table.0)) {
-            for (index, slot) in self.memory.slots_of(table).iter().enumerate() {
+        let mut found = Vec::new();
+        self.memory.for_each_table(|table, slots| {
+            if frames.contains(&table.0) {
+                return;
+            }
+            for (index, slot) in slots.iter().enumerate() {
                 let entry = slot.hardware().load();
-                if walk::hw::is_present(entry) && frames.contains(&walk::hw::pfn(entry).0) {
-                    let pfn = walk::hw::pfn(entry);
-                    self.report(SimViolation::FreedWhileMapped { pfn, table, index });
+                let pfn = walk::hw::pfn(entry);
+                if walk::hw::is_present(entry) && frames.contains(&pfn.0) {
+                    found.push(SimViolation::FreedWhileMapped { pfn, table, index });
                 }
             }
-        }
+        });
+        found.into_iter().for_each(|violation| self.report(violation));
     }
 
     /// Complains unless `pfn` is used as `expected`.
