@@ -14,7 +14,7 @@ use crate::frame::FrameAllocator;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig, SimMachine, User};
 use crate::memory::Memory;
-use crate::pgtable::{Level, PagingMode, Protection, Slot64, pgd_layout};
+use crate::pgtable::{Entry, Level, Pae, PagingMode, Protection, Slot64, SlotPae, pgd_layout};
 use crate::slab::SlabKind;
 use crate::vma::Access;
 
@@ -176,6 +176,36 @@ pub fn map_huge<Mode: PagingMode>(mm: &Mm<Sim<Mode>>, range: VirtRange) {
     mm.mmap(range, Protection::READ_WRITE, Mapping::AnonymousHuge).expect("a free range");
 }
 
+/// Has `race` run with each of `seeds`, which take turns in the paging mode.
+#[cfg(test)]
+macro_rules! in_each_mode {
+    ($race:ident, $seeds:expr) => {
+        for seed in $seeds {
+            match seed % 3 {
+                0 => $race::<$crate::pgtable::FourLevel>(seed),
+                1 => $race::<$crate::pgtable::Pae>(seed),
+                _ => $race::<$crate::pgtable::FiveLevel>(seed),
+            }
+        }
+    };
+}
+
+/// The same in the small modes that have huge pages.
+#[cfg(test)]
+macro_rules! in_each_small_mode {
+    ($race:ident, $seeds:expr) => {
+        for seed in $seeds {
+            match seed % 3 {
+                0 => $race::<$crate::testing::SmallPae>(seed),
+                _ => $race::<$crate::testing::Small>(seed),
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+pub(crate) use {in_each_mode, in_each_small_mode};
+
 /// Three levels of four entries: the smallest mode with huge pages of two sizes, of 4 and of 16 small ones.
 pub struct Small;
 
@@ -203,5 +233,37 @@ impl PagingMode for Small {
             Level::Pmd => Some(Level::Pte),
             _ => Some(Level::Pmd),
         }
+    }
+}
+
+/// [`Small`] as PAE would be: entries of two words, and a top table that CPUs latch, whose entries map no page.
+pub struct SmallPae;
+
+impl PagingMode for SmallPae {
+    type Slot = SlotPae;
+    const NAME: &'static str = "small PAE";
+    const TOP: Level = Level::Pgd;
+    const USER_END: VirtAddr = VirtAddr(3 << 16);
+    const PREALLOCATED: usize = Pae::PREALLOCATED;
+    const LATCHED_TOP: bool = true;
+
+    fn entries(_level: Level) -> usize {
+        4
+    }
+
+    fn shift(level: Level) -> u32 {
+        Small::shift(level)
+    }
+
+    fn below(level: Level) -> Option<Level> {
+        Pae::below(level)
+    }
+
+    fn to_hardware(level: Level, entry: Entry) -> Entry {
+        Pae::to_hardware(level, entry)
+    }
+
+    fn from_hardware(level: Level, entry: Entry) -> Entry {
+        Pae::from_hardware(level, entry)
     }
 }

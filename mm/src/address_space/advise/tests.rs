@@ -9,11 +9,11 @@ use crate::machine::{Machine, WaitingRule};
 use crate::object::Object;
 use crate::page::PageType;
 use crate::pgtable::{
-    Entry, FourLevel, Pae, Protection, Tiny, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock,
+    Entry, FourLevel, PagingMode, Protection, Tiny, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock,
 };
 use crate::stats::{LockCounter, StatsSnapshot};
 use crate::sync::{LockClass, rcu};
-use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
+use crate::testing::{Process, World, frame_at, in_each_mode, map_anonymous, page, pages};
 use crate::vma::Access;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,7 +24,7 @@ fn calm() -> World<FourLevel> {
 }
 
 /// I7 at a quiescent point: what is linked, apart from the top table, is what is alive.
-fn assert_all_tables_are_linked(world: &World<FourLevel>, mm: &Mm<Sim<FourLevel>>) {
+fn assert_all_tables_are_linked<Mode: PagingMode>(world: &World<Mode>, mm: &Mm<Sim<Mode>>) {
     world.settle();
     assert_eq!(world.tables_of(mm), world.memory.page_tables(), "a table is lost (I7)");
 }
@@ -253,7 +253,6 @@ fn a_long_zap_gives_its_lock_up_to_those_who_wait() {
 
 mod races {
     use super::*;
-    use crate::pgtable::PagingMode;
 
     const CPUS: u64 = 4;
 
@@ -299,8 +298,11 @@ mod races {
 
     #[test]
     fn advice_races_with_faults() {
-        (0..4).for_each(|seed| drop_while_using::<FourLevel>(pages(TABLE, 3 * TABLE), 0x80, seed));
-        (4..8).for_each(|seed| drop_while_using::<Pae>(pages(TABLE, 3 * TABLE), 0x80, seed));
+        in_each_mode!(drop_two_tables, 0..9);
+    }
+
+    fn drop_two_tables<Mode: PagingMode>(seed: u64) {
+        drop_while_using::<Mode>(pages(TABLE, 3 * TABLE), 0x80, seed);
     }
 
     #[test]
@@ -311,77 +313,81 @@ mod races {
     /// I29 with two at once (R21): whoever returns first, the range is not translated as before.
     #[test]
     fn two_who_drop_one_range_both_return_to_zeroes() {
-        for seed in 0..6 {
-            let (world, mm) = racy::<FourLevel>(256, seed);
-            let span = pages(TABLE, 2 * TABLE);
-            world.alone(|| map_anonymous(&mm, span));
-            let (meeting, next) = (AtomicU64::new(0), AtomicU64::new(0));
-            let meet = || {
-                let all = (meeting.fetch_add(1, Ordering::AcqRel) / CPUS + 1) * CPUS;
-                while meeting.load(Ordering::Acquire) < all {
-                    world.machine.handle().pause();
-                }
-            };
-            world.machine.run_all(|_| {
-                let process = Process::enter(&world, &mm);
-                for _ in 0..30 {
-                    let own = next.fetch_add(1, Ordering::Relaxed) % CPUS;
-                    (0..CPUS).for_each(|number| process.write(page(TABLE + number), 1).unwrap());
-                    meet();
-                    mm.madvise_dontneed(span).unwrap();
-                    assert_eq!(process.read(page(TABLE + own)), Ok(0), "a dropped page is read");
-                    meet();
-                }
-            });
-            world.alone(|| drop(mm));
-        }
+        in_each_mode!(drop_at_once, 0..6);
+    }
+
+    fn drop_at_once<Mode: PagingMode>(seed: u64) {
+        let (world, mm) = racy::<Mode>(256, seed);
+        let span = pages(TABLE, 2 * TABLE);
+        world.alone(|| map_anonymous(&mm, span));
+        let (meeting, next) = (AtomicU64::new(0), AtomicU64::new(0));
+        let meet = || {
+            let all = (meeting.fetch_add(1, Ordering::AcqRel) / CPUS + 1) * CPUS;
+            while meeting.load(Ordering::Acquire) < all {
+                world.machine.handle().pause();
+            }
+        };
+        world.machine.run_all(|_| {
+            let process = Process::enter(&world, &mm);
+            for _ in 0..30 {
+                let own = next.fetch_add(1, Ordering::Relaxed) % CPUS;
+                (0..CPUS).for_each(|number| process.write(page(TABLE + number), 1).unwrap());
+                meet();
+                mm.madvise_dontneed(span).unwrap();
+                assert_eq!(process.read(page(TABLE + own)), Ok(0), "a dropped page is read");
+                meet();
+            }
+        });
+        world.alone(|| drop(mm));
     }
 
     /// R35, R41: a neighbour in the same table drops its pages while a region goes and others fault on both.
     #[test]
     fn advice_races_with_munmap_of_a_neighbour() {
-        for seed in 0..4 {
-            let (world, mm) = racy::<FourLevel>(256, seed);
-            let (goes, stays) = (pages(TABLE, TABLE + 8), pages(TABLE + 8, 3 * TABLE));
-            world.alone(|| map_anonymous(&mm, stays));
-            let done = AtomicU64::new(0);
-            world.machine.run_all(|cpu| {
-                let process = Process::enter(&world, &mm);
-                match cpu.0 {
-                    0 => {
-                        for _ in 0..40 {
-                            map_anonymous(&mm, goes);
-                            process.write(page(TABLE + 1), 1).unwrap();
-                            mm.munmap(goes).unwrap();
-                            world.machine.assert_no_translation(mm.pgd(), goes);
-                        }
-                        done.store(1, Ordering::Release);
+        in_each_mode!(drop_beside_munmap, 0..6);
+    }
+
+    fn drop_beside_munmap<Mode: PagingMode>(seed: u64) {
+        let (world, mm) = racy::<Mode>(256, seed);
+        let (goes, stays) = (pages(TABLE, TABLE + 8), pages(TABLE + 8, 3 * TABLE));
+        world.alone(|| map_anonymous(&mm, stays));
+        let done = AtomicU64::new(0);
+        world.machine.run_all(|cpu| {
+            let process = Process::enter(&world, &mm);
+            match cpu.0 {
+                0 => {
+                    for _ in 0..40 {
+                        map_anonymous(&mm, goes);
+                        process.write(page(TABLE + 1), 1).unwrap();
+                        mm.munmap(goes).unwrap();
+                        world.machine.assert_no_translation(mm.pgd(), goes);
                     }
-                    1 => {
-                        while done.load(Ordering::Acquire) == 0 {
-                            mm.madvise_dontneed(stays).unwrap();
-                        }
-                    }
-                    _ => {
-                        let mut value = 0;
-                        while done.load(Ordering::Acquire) == 0 {
-                            value += 1;
-                            match process.write(page(TABLE + value % 8), value) {
-                                Ok(()) | Err(FaultError::NotMapped) => (),
-                                Err(error) => panic!("{error:?}"),
-                            }
-                            let own = page(TABLE + 8 + u64::from(cpu.0) + value % 3 * 0x180);
-                            process.write(own, value).unwrap();
-                            let found = process.read(own).unwrap();
-                            assert!(found == 0 || found == value, "{found} after {value}");
-                        }
+                    done.store(1, Ordering::Release);
+                }
+                1 => {
+                    while done.load(Ordering::Acquire) == 0 {
+                        mm.madvise_dontneed(stays).unwrap();
                     }
                 }
-            });
-            world.alone(|| {
-                assert_all_tables_are_linked(&world, &mm);
-                drop(mm);
-            });
-        }
+                _ => {
+                    let mut value = 0;
+                    while done.load(Ordering::Acquire) == 0 {
+                        value += 1;
+                        match process.write(page(TABLE + value % 8), value) {
+                            Ok(()) | Err(FaultError::NotMapped) => (),
+                            Err(error) => panic!("{error:?}"),
+                        }
+                        let own = page(TABLE + 8 + u64::from(cpu.0) + value % 3 * 0x180);
+                        process.write(own, value).unwrap();
+                        let found = process.read(own).unwrap();
+                        assert!(found == 0 || found == value, "{found} after {value}");
+                    }
+                }
+            }
+        });
+        world.alone(|| {
+            assert_all_tables_are_linked(&world, &mm);
+            drop(mm);
+        });
     }
 }

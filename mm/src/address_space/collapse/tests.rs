@@ -5,10 +5,12 @@ use crate::address_space::Mapping;
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
 use crate::object::Object;
-use crate::pgtable::{FourLevel, Level, Protection, leaf_at, pmd_offset, pte_offset_map, pte_offset_map_lock};
+use crate::pgtable::{
+    FourLevel, Level, PagingMode, Protection, leaf_at, pmd_offset, pte_offset_map, pte_offset_map_lock,
+};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::sync::rcu;
-use crate::testing::{Process, Small, World, map_anonymous, page, pages};
+use crate::testing::{Process, Small, World, in_each_small_mode, map_anonymous, page, pages};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn small() -> World<Small> {
@@ -78,94 +80,98 @@ fn what_cannot_be_collapsed_is_left_alone() {
 /// there before it (I29, I34, and the exclusion of faults that the module describes).
 #[test]
 fn collapse_and_split_race_with_increments() {
+    in_each_small_mode!(collapse_while_adding, 0..8);
+}
+
+fn collapse_while_adding<Mode: PagingMode>(seed: u64) {
     const CPUS: u64 = 4;
-    for seed in 0..8 {
-        let world: World<Small> = World::new(SimConfig::racy(256, CPUS as usize, seed));
-        let mm = world.alone(|| {
-            let mm = world.mm();
-            map_anonymous(&mm, pages(0, 8));
-            mm
-        });
-        let added = AtomicU64::new(0);
-        let done = AtomicU64::new(0);
-        world.machine.run_all(|cpu| {
-            let process = Process::enter(&world, &mm);
-            if cpu.0 == 0 {
-                let mut collapsed = 0;
-                while collapsed < 12 {
-                    match mm.collapse_huge_page(page(0)) {
-                        Ok(()) => {
-                            collapsed += 1;
-                            assert!(mm.split_huge_page(page(0)), "somebody else split it");
-                        }
-                        Err(CollapseError::NoSmallPages) => world.machine.handle().pause(),
-                        Err(error) => panic!("{error:?}"),
+    let world: World<Mode> = World::new(SimConfig::racy(256, CPUS as usize, seed));
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0, 8));
+        mm
+    });
+    let added = AtomicU64::new(0);
+    let done = AtomicU64::new(0);
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        if cpu.0 == 0 {
+            let mut collapsed = 0;
+            while collapsed < 12 {
+                match mm.collapse_huge_page(page(0)) {
+                    Ok(()) => {
+                        collapsed += 1;
+                        assert!(mm.split_huge_page(page(0)), "somebody else split it");
                     }
-                }
-                done.store(1, Ordering::Relaxed);
-                return;
-            }
-            let mut last = [0; 4];
-            while done.load(Ordering::Relaxed) == 0 {
-                for number in 0..4 {
-                    let before = process.fetch_add(page(number), 1).unwrap();
-                    assert!(before >= last[number as usize], "an increment was lost");
-                    last[number as usize] = before + 1;
-                    added.fetch_add(1, Ordering::Relaxed);
+                    Err(CollapseError::NoSmallPages) => world.machine.handle().pause(),
+                    Err(error) => panic!("{error:?}"),
                 }
             }
-        });
-        world.alone(|| {
-            let process = Process::enter(&world, &mm);
-            let sum: u64 = (0..4).map(|number| process.read(page(number)).unwrap()).sum();
-            assert_eq!(sum, added.load(Ordering::Relaxed));
-            drop(process);
-            drop(mm);
-        });
-        assert_eq!(StatsSnapshot::sum(world.machine.handle().cpus())[Counter::HugeCollapses], 12);
-    }
+            done.store(1, Ordering::Relaxed);
+            return;
+        }
+        let mut last = [0; 4];
+        while done.load(Ordering::Relaxed) == 0 {
+            for number in 0..4 {
+                let before = process.fetch_add(page(number), 1).unwrap();
+                assert!(before >= last[number as usize], "an increment was lost");
+                last[number as usize] = before + 1;
+                added.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    world.alone(|| {
+        let process = Process::enter(&world, &mm);
+        let sum: u64 = (0..4).map(|number| process.read(page(number)).unwrap()).sum();
+        assert_eq!(sum, added.load(Ordering::Relaxed));
+        drop(process);
+        drop(mm);
+    });
+    assert_eq!(StatsSnapshot::sum(world.machine.handle().cpus())[Counter::HugeCollapses], 12);
 }
 
 /// A lockless walker holds on to the old table while it is collapsed: it sees an entry of before, or none of a table that
 /// waits for it, never one of a table in its next life. So collapse waits for the walker before it empties the table.
 #[test]
 fn collapse_waits_for_lockless_walkers() {
-    for seed in 0..8 {
-        let world: World<Small> = World::new(SimConfig::racy(256, 3, seed));
-        let mm = world.alone(|| {
-            let mm = world.mm();
-            map_anonymous(&mm, pages(0, 4));
-            mm
-        });
-        let done = AtomicU64::new(0);
-        world.machine.run_all(|cpu| {
-            let process = Process::enter(&world, &mm);
-            if cpu.0 == 0 {
-                for _ in 0..20 {
-                    process.write(page(0), 1).unwrap();
-                    mm.collapse_huge_page(page(0)).unwrap();
-                    assert!(mm.split_huge_page(page(0)));
-                }
-                done.store(1, Ordering::Relaxed);
-                return;
+    in_each_small_mode!(collapse_under_walkers, 0..8);
+}
+
+fn collapse_under_walkers<Mode: PagingMode>(seed: u64) {
+    let world: World<Mode> = World::new(SimConfig::racy(256, 3, seed));
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0, 4));
+        mm
+    });
+    let done = AtomicU64::new(0);
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        if cpu.0 == 0 {
+            for _ in 0..20 {
+                process.write(page(0), 1).unwrap();
+                mm.collapse_huge_page(page(0)).unwrap();
+                assert!(mm.split_huge_page(page(0)));
             }
-            while done.load(Ordering::Relaxed) == 0 {
-                let section = rcu::read_lock(mm.machine());
-                let Some(pmds) = pmd_offset(&mm, &section, page(0)) else { continue };
-                let Some(pte) = pte_offset_map(&mm, pmds.slot(page(0)), page(0)) else { continue };
-                let first = pte.load();
-                if first.is_none() {
-                    continue;
-                }
-                (0..8).for_each(|_| world.machine.handle().pause());
-                assert_eq!(pte.load().pfn(), first.pfn(), "the table was emptied or filled anew under its reader");
-                drop(pte);
-                if let Some(locked) = pte_offset_map_lock(&mm, pmds.slot(page(0)), page(0)) {
-                    (0..4).for_each(|_| world.machine.handle().pause());
-                    assert_eq!(pmds.slot(page(0)).load(), locked.pmd(), "a locked table was unhooked (I16)");
-                }
+            done.store(1, Ordering::Relaxed);
+            return;
+        }
+        while done.load(Ordering::Relaxed) == 0 {
+            let section = rcu::read_lock(mm.machine());
+            let Some(pmds) = pmd_offset(&mm, &section, page(0)) else { continue };
+            let Some(pte) = pte_offset_map(&mm, pmds.slot(page(0)), page(0)) else { continue };
+            let first = pte.load();
+            if first.is_none() {
+                continue;
             }
-        });
-        world.alone(|| drop(mm));
-    }
+            (0..8).for_each(|_| world.machine.handle().pause());
+            assert_eq!(pte.load().pfn(), first.pfn(), "the table was emptied or filled anew under its reader");
+            drop(pte);
+            if let Some(locked) = pte_offset_map_lock(&mm, pmds.slot(page(0)), page(0)) {
+                (0..4).for_each(|_| world.machine.handle().pause());
+                assert_eq!(pmds.slot(page(0)).load(), locked.pmd(), "a locked table was unhooked (I16)");
+            }
+        }
+    });
+    world.alone(|| drop(mm));
 }

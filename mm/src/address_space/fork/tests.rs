@@ -8,7 +8,7 @@ use crate::fault::{Resolution, handle_mm_fault};
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::object::Object;
-use crate::pgtable::{Entry, FourLevel, Protection, pte_at};
+use crate::pgtable::{Entry, FourLevel, PagingMode, Protection, pte_at};
 use crate::stats::{LockCounter, StatsSnapshot};
 use crate::sync::LockClass;
 use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
@@ -19,7 +19,7 @@ fn calm() -> World<FourLevel> {
 }
 
 /// References to and mappings of the frame that page `number` shows.
-fn counts(world: &World<FourLevel>, mm: &Mm<Sim<FourLevel>>, number: u64) -> (u32, u32) {
+fn counts<Mode: PagingMode>(world: &World<Mode>, mm: &Mm<Sim<Mode>>, number: u64) -> (u32, u32) {
     let pfn = frame_at(world, mm, page(number)).expect("a mapped page");
     let descriptor = world.memory.memmap().page(pfn);
     (descriptor.refcount(), descriptor.mapcount())

@@ -7,8 +7,8 @@ use crate::fault::FaultError;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::object::Object;
-use crate::pgtable::{FourLevel, Protection, pte_at};
-use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
+use crate::pgtable::{FourLevel, PagingMode, Protection, pte_at};
+use crate::testing::{Process, World, frame_at, in_each_mode, map_anonymous, page, pages};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const CPUS: usize = 4;
@@ -18,7 +18,7 @@ fn calm() -> World<FourLevel> {
 }
 
 /// Eight pages from `first` on that hold their number.
-fn numbered(world: &World<FourLevel>, first: u64) -> MmRef<Sim<FourLevel>> {
+fn numbered<Mode: PagingMode>(world: &World<Mode>, first: u64) -> MmRef<Sim<Mode>> {
     let mm = world.mm();
     map_anonymous(&mm, pages(first, first + 8));
     let process = Process::enter(world, &mm);
@@ -167,108 +167,111 @@ fn every_allocation_of_a_move_may_fail() {
 /// at that moment. No page is lost or doubled, no store goes astray, and what is left behind translates nothing.
 #[test]
 fn moves_race_with_stores() {
-    for (seed, places) in [(0, [0x210, 0x230]), (1, [0x210, 0x230]), (2, [0x1fc, 0x3fe]), (3, [0x210, 0x4_0005])] {
-        let world: World<FourLevel> = World::new(SimConfig::racy(1024, CPUS, seed));
-        let mm = world.alone(|| numbered(&world, places[0]));
-        let done = AtomicBool::new(false);
-        let added: Vec<u64> = collect(&world, |cpu| {
-            let process = Process::enter(&world, &mm);
-            if cpu.0 == 0 {
-                for turn in 0..60 {
-                    let [old, new] = [places[turn % 2], places[(turn + 1) % 2]].map(|at| pages(at, at + 8));
-                    mm.mremap(old, new).unwrap();
-                    world.machine.assert_no_translation(mm.pgd(), old);
-                }
-                done.store(true, Ordering::Relaxed);
-                return 0;
+    in_each_mode!(move_while_adding, 0..9);
+}
+
+fn move_while_adding<Mode: PagingMode>(seed: u64) {
+    let places = [[0x210, 0x230], [0x1fc, 0x3fe], [0x210, 0x4_0005]][seed as usize / 3 % 3];
+    let world: World<Mode> = World::new(SimConfig::racy(1024, CPUS, seed));
+    let mm = world.alone(|| numbered(&world, places[0]));
+    let done = AtomicBool::new(false);
+    let added: Vec<u64> = collect(&world, |cpu| {
+        let process = Process::enter(&world, &mm);
+        if cpu.0 == 0 {
+            for turn in 0..60 {
+                let [old, new] = [places[turn % 2], places[(turn + 1) % 2]].map(|at| pages(at, at + 8));
+                mm.mremap(old, new).unwrap();
+                world.machine.assert_no_translation(mm.pgd(), old);
             }
-            let mut added = 0;
-            for turn in 0.. {
-                if done.load(Ordering::Relaxed) {
-                    break;
-                }
-                match process.fetch_add(page(places[turn % 2] + turn as u64 % 8), 1) {
-                    Ok(_) => added += 1,
-                    Err(FaultError::NotMapped) => (),
-                    Err(error) => panic!("{error:?}"),
-                }
+            done.store(true, Ordering::Relaxed);
+            return 0;
+        }
+        let mut added = 0;
+        for turn in 0.. {
+            if done.load(Ordering::Relaxed) {
+                break;
             }
-            added
-        });
-        world.alone(|| {
-            let process = Process::enter(&world, &mm);
-            let mut frames = std::collections::BTreeSet::new();
-            let mut sum = 0;
-            for number in 0..8 {
-                sum += process.read(page(places[0] + number)).unwrap() - (places[0] + number);
-                let frame = frame_at(&world, &mm, page(places[0] + number)).unwrap();
-                assert!(frames.insert(frame), "{frame:?} is mapped twice");
-                let descriptor = world.memory.memmap().page(frame);
-                assert_eq!((descriptor.refcount(), descriptor.mapcount()), (1, 1));
+            match process.fetch_add(page(places[turn % 2] + turn as u64 % 8), 1) {
+                Ok(_) => added += 1,
+                Err(FaultError::NotMapped) => (),
+                Err(error) => panic!("{error:?}"),
             }
-            assert_eq!(sum, added.iter().sum(), "stores are lost");
-            drop(process);
-            drop(mm);
-        });
-    }
+        }
+        added
+    });
+    world.alone(|| {
+        let process = Process::enter(&world, &mm);
+        let mut frames = std::collections::BTreeSet::new();
+        let mut sum = 0;
+        for number in 0..8 {
+            sum += process.read(page(places[0] + number)).unwrap() - (places[0] + number);
+            let frame = frame_at(&world, &mm, page(places[0] + number)).unwrap();
+            assert!(frames.insert(frame), "{frame:?} is mapped twice");
+            let descriptor = world.memory.memmap().page(frame);
+            assert_eq!((descriptor.refcount(), descriptor.mapcount()), (1, 1));
+        }
+        assert_eq!(sum, added.iter().sum(), "stores are lost");
+        drop(process);
+        drop(mm);
+    });
 }
 
 /// R19, I35: walkers set D in an entry that just moves, and before in one that just loses the right to be stored to. A page
 /// that was stored to has D at the end: T1 takes the entry out by a load and a store, T2's walker sets D between the two.
 #[test]
 fn no_dirty_mark_is_lost() {
+    in_each_mode!(move_while_marking, 0..6);
+}
+
+fn move_while_marking<Mode: PagingMode>(seed: u64) {
     const PAGES: u64 = 96;
     const FROM: u64 = 0x1d0;
     const TO: u64 = 0x3e8;
     const DAWDLE: u64 = 48;
     let mut stored = 0;
-    for seed in 0..4 {
-        let world: World<FourLevel> = World::new(SimConfig { delay: 3, ..SimConfig::racy(1024, CPUS, seed) });
-        let mm = world.alone(|| {
-            let mm = world.mm();
-            let object = Object::create(world.memory, PAGES).unwrap();
-            mm.mmap(pages(FROM, FROM + PAGES), Protection::READ, Mapping::Object { object, first_page: 0 }).unwrap();
-            let process = Process::enter(&world, &mm);
-            (FROM..FROM + PAGES).for_each(|number| assert_eq!(process.read(page(number)), Ok(0)));
-            // May be written from here on, and nobody has.
-            mm.mprotect(pages(FROM, FROM + PAGES), Protection::READ_WRITE).unwrap();
-            assert!(
-                (FROM..FROM + PAGES).all(|number| pte_at(&mm, page(number)).is_some_and(|entry| !entry.is_dirty()))
-            );
-            mm
-        });
-        let meeting = Barrier::new(CPUS);
-        world.machine.run_all(|cpu| {
-            let process = Process::enter(&world, &mm);
-            for number in 0..PAGES {
-                meeting.wait(&world);
-                let (old, new) = (pages(FROM + number, FROM + number + 1), pages(TO + number, TO + number + 1));
-                match cpu.0 {
-                    0 if number % 2 == 0 => mm.mremap(old, new).unwrap(),
-                    0 => mm.mprotect(old, Protection::READ).unwrap(),
-                    // Before that, in its middle, or too late.
-                    _ => {
-                        let turns = (number * 7 + seed * 3 + u64::from(cpu.0) * 5) % DAWDLE;
-                        (0..turns).for_each(|_| world.machine.handle().pause());
-                        let _ = process.write(old.start, 1);
-                    }
+    let world: World<Mode> = World::new(SimConfig { delay: 3, ..SimConfig::racy(1024, CPUS, seed) });
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        let object = Object::create(world.memory, PAGES).unwrap();
+        mm.mmap(pages(FROM, FROM + PAGES), Protection::READ, Mapping::Object { object, first_page: 0 }).unwrap();
+        let process = Process::enter(&world, &mm);
+        (FROM..FROM + PAGES).for_each(|number| assert_eq!(process.read(page(number)), Ok(0)));
+        // May be written from here on, and nobody has.
+        mm.mprotect(pages(FROM, FROM + PAGES), Protection::READ_WRITE).unwrap();
+        assert!((FROM..FROM + PAGES).all(|number| pte_at(&mm, page(number)).is_some_and(|entry| !entry.is_dirty())));
+        mm
+    });
+    let meeting = Barrier::new(CPUS);
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        for number in 0..PAGES {
+            meeting.wait(&world);
+            let (old, new) = (pages(FROM + number, FROM + number + 1), pages(TO + number, TO + number + 1));
+            match cpu.0 {
+                0 if number % 2 == 0 => mm.mremap(old, new).unwrap(),
+                0 => mm.mprotect(old, Protection::READ).unwrap(),
+                // Before that, in its middle, or too late.
+                _ => {
+                    let turns = (number * 7 + seed * 3 + u64::from(cpu.0) * 5) % DAWDLE;
+                    (0..turns).for_each(|_| world.machine.handle().pause());
+                    let _ = process.write(old.start, 1);
                 }
             }
-        });
-        world.alone(|| {
-            let process = Process::enter(&world, &mm);
-            for number in 0..PAGES {
-                let address = page(number + if number % 2 == 0 { TO } else { FROM });
-                if process.read(address) == Ok(1) {
-                    stored += 1;
-                    let entry = pte_at(&mm, address).unwrap();
-                    assert!(entry.is_dirty(), "page {number} was stored to and is not dirty");
-                }
+        }
+    });
+    world.alone(|| {
+        let process = Process::enter(&world, &mm);
+        for number in 0..PAGES {
+            let address = page(number + if number % 2 == 0 { TO } else { FROM });
+            if process.read(address) == Ok(1) {
+                stored += 1;
+                let entry = pte_at(&mm, address).unwrap();
+                assert!(entry.is_dirty(), "page {number} was stored to and is not dirty");
             }
-            drop(process);
-            drop(mm);
-        });
-    }
+        }
+        drop(process);
+        drop(mm);
+    });
     assert!(stored > 0, "nobody has stored anything");
 }
 
@@ -283,7 +286,7 @@ impl Barrier {
         Self { members, arrived: AtomicUsize::new(0) }
     }
 
-    fn wait(&self, world: &World<FourLevel>) {
+    fn wait<Mode: PagingMode>(&self, world: &World<Mode>) {
         let turn = self.arrived.fetch_add(1, Ordering::AcqRel) / self.members;
         while self.arrived.load(Ordering::Acquire) < (turn + 1) * self.members {
             world.machine.handle().pause();
@@ -292,7 +295,7 @@ impl Barrier {
 }
 
 /// Runs `body` on every CPU and collects what each returns.
-fn collect<T: Send>(world: &World<FourLevel>, body: impl Fn(CpuId) -> T + Sync) -> Vec<T> {
+fn collect<Mode: PagingMode, T: Send>(world: &World<Mode>, body: impl Fn(CpuId) -> T + Sync) -> Vec<T> {
     let results = std::sync::Mutex::new(Vec::new());
     world.machine.run_all(|cpu| {
         let result = body(cpu);

@@ -6,9 +6,9 @@ use crate::fault::FaultError;
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
 use crate::object::Object;
-use crate::pgtable::{FourLevel, Pae, PagingMode, Protection, Tiny};
+use crate::pgtable::{Pae, PagingMode, Protection, Tiny};
 use crate::stats::{Counter, StatsSnapshot};
-use crate::testing::{Process, World, frame_at, map_anonymous, page, pages};
+use crate::testing::{Process, World, frame_at, in_each_mode, map_anonymous, page, pages};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const CPUS: u64 = 4;
@@ -53,13 +53,17 @@ fn all_touch_all<Mode: PagingMode>(frames: usize, first: u64, count: u64, seed: 
 
 #[test]
 fn first_faults_on_the_same_pages_agree_on_one_frame() {
-    (0..8).for_each(|seed| all_touch_all::<FourLevel>(256, 0x1f0, 32, seed));
+    in_each_mode!(all_touch_two_tables, 0..9);
+}
+
+fn all_touch_two_tables<Mode: PagingMode>(seed: u64) {
+    all_touch_all::<Mode>(256, 0x1f0, 32, seed);
 }
 
 /// R31 besides: the first touches lie in two GiB, whose PMD tables an unmapping has taken away.
 #[test]
 fn first_faults_on_the_same_pages_agree_on_one_frame_in_three_levels() {
-    (0..8).for_each(|seed| all_touch_all::<Pae>(256, (1 << 18) - 0x10, 32, seed));
+    (0..6).for_each(|seed| all_touch_all::<Pae>(256, (1 << 18) - 0x10, 32, seed));
 }
 
 #[test]
@@ -69,7 +73,11 @@ fn first_faults_on_the_same_pages_agree_on_one_frame_in_two_levels() {
 
 #[test]
 fn disjoint_slices_are_filled_by_their_owners() {
-    let world: World<FourLevel> = racy(2048, 3);
+    in_each_mode!(fill_slices, 3..6);
+}
+
+fn fill_slices<Mode: PagingMode>(seed: u64) {
+    let world: World<Mode> = racy(2048, seed);
     let mm = world.alone(|| {
         let mm = world.mm();
         map_anonymous(&mm, pages(0x200, 0x200 * (CPUS + 1)));
@@ -96,7 +104,11 @@ fn disjoint_slices_are_filled_by_their_owners() {
 
 #[test]
 fn an_object_shared_by_two_address_spaces_counts_every_increment() {
-    let world: World<FourLevel> = racy(512, 5);
+    in_each_mode!(share_an_object, 3..6);
+}
+
+fn share_an_object<Mode: PagingMode>(seed: u64) {
+    let world: World<Mode> = racy(512, seed);
     let (object, spaces) = world.alone(|| {
         let object = Object::create(world.memory, 100).unwrap();
         let spaces = [world.mm(), world.mm()];
@@ -130,19 +142,21 @@ fn an_object_shared_by_two_address_spaces_counts_every_increment() {
 /// once `munmap` has returned. The simulated machine names any use of a stale translation or freed table.
 #[test]
 fn munmap_races_with_faults() {
-    for seed in 0..4 {
-        unmap_while_touching::<FourLevel>(pages(0x1f8, 0x208), seed);
-        unmap_while_touching::<Pae>(pages(0x1f8, 0x208), seed);
-    }
+    in_each_mode!(unmap_two_tables, 0..9);
+}
+
+fn unmap_two_tables<Mode: PagingMode>(seed: u64) {
+    unmap_while_touching::<Mode>(pages(0x1f8, 0x208), seed);
 }
 
 /// The design's rule for none slots: the region has no tables when the fault begins.
 #[test]
 fn munmap_races_with_the_first_fault_of_a_region_without_tables() {
-    for seed in 0..8 {
-        unmap_while_touching::<FourLevel>(pages(0x4_0000, 0x4_0001), seed);
-        unmap_while_touching::<Pae>(pages(0x4_0000, 0x4_0001), seed);
-    }
+    in_each_mode!(unmap_all_tables, 0..12);
+}
+
+fn unmap_all_tables<Mode: PagingMode>(seed: u64) {
+    unmap_while_touching::<Mode>(pages(0x4_0000, 0x4_0001), seed);
 }
 
 fn unmap_while_touching<Mode: PagingMode>(range: VirtRange, seed: u64) {
@@ -181,105 +195,111 @@ fn unmap_while_touching<Mode: PagingMode>(range: VirtRange, seed: u64) {
 /// Once `mprotect` has taken the right to write, no write lands any more.
 #[test]
 fn mprotect_races_with_writes() {
-    for seed in 0..4 {
-        let world: World<FourLevel> = racy(512, seed);
-        let mm = world.alone(|| {
-            let mm = world.mm();
-            map_anonymous(&mm, pages(0x200, 0x208));
-            mm
-        });
-        let done = AtomicU64::new(0);
-        world.machine.run_all(|cpu| {
-            let process = Process::enter(&world, &mm);
-            if cpu.0 == 0 {
-                for _ in 0..40 {
-                    mm.mprotect(pages(0x202, 0x206), Protection::READ).unwrap();
-                    let seen: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
-                    for _ in 0..16 {
-                        world.machine.handle().pause();
-                    }
-                    let later: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
-                    assert_eq!(seen, later, "a write landed after the right was gone");
-                    mm.mprotect(pages(0x202, 0x206), Protection::READ_WRITE).unwrap();
+    in_each_mode!(protect_while_writing, 0..6);
+}
+
+fn protect_while_writing<Mode: PagingMode>(seed: u64) {
+    let world: World<Mode> = racy(512, seed);
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x208));
+        mm
+    });
+    let done = AtomicU64::new(0);
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        if cpu.0 == 0 {
+            for _ in 0..40 {
+                mm.mprotect(pages(0x202, 0x206), Protection::READ).unwrap();
+                let seen: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
+                for _ in 0..16 {
+                    world.machine.handle().pause();
                 }
-                done.store(1, Ordering::Relaxed);
-                return;
+                let later: Vec<_> = (0x202..0x206).map(|number| process.read(page(number))).collect();
+                assert_eq!(seen, later, "a write landed after the right was gone");
+                mm.mprotect(pages(0x202, 0x206), Protection::READ_WRITE).unwrap();
             }
-            while done.load(Ordering::Relaxed) == 0 {
-                for number in 0x200..0x208 {
-                    match process.fetch_add(page(number), 1) {
-                        Ok(_) | Err(FaultError::Forbidden) => (),
-                        Err(error) => panic!("{error:?}"),
-                    }
+            done.store(1, Ordering::Relaxed);
+            return;
+        }
+        while done.load(Ordering::Relaxed) == 0 {
+            for number in 0x200..0x208 {
+                match process.fetch_add(page(number), 1) {
+                    Ok(_) | Err(FaultError::Forbidden) => (),
+                    Err(error) => panic!("{error:?}"),
                 }
             }
-        });
-        world.alone(|| drop(mm));
-    }
+        }
+    });
+    world.alone(|| drop(mm));
 }
 
 /// Two CPUs store to a page that shows the zero page: one copy, nobody reads the old page afterwards (R18's shape).
 #[test]
 fn the_zero_page_is_replaced_once() {
-    for seed in 0..8 {
-        let world: World<FourLevel> = racy(256, seed);
-        let mm = world.alone(|| {
-            let mm = world.mm();
-            map_anonymous(&mm, pages(0x200, 0x210));
-            mm
-        });
-        world.machine.run_all(|_| {
-            let process = Process::enter(&world, &mm);
-            for number in 0x200..0x210 {
-                process.read(page(number)).unwrap();
-            }
-            for number in 0x200..0x210 {
-                let before = process.fetch_add(page(number), 1).unwrap();
-                assert!(process.read(page(number)).unwrap() > before, "a read went to the old page");
-            }
-        });
-        world.alone(|| {
-            let process = Process::enter(&world, &mm);
-            assert!((0x200..0x210).all(|number| process.read(page(number)) == Ok(CPUS)));
-            drop(process);
-            drop(mm);
-        });
-        let raced = StatsSnapshot::sum(world.machine.handle().cpus())[Counter::ZeroPageUpgrade];
-        assert_eq!(raced, 16, "each zero page is replaced once");
-    }
+    in_each_mode!(replace_the_zero_page, 0..9);
+}
+
+fn replace_the_zero_page<Mode: PagingMode>(seed: u64) {
+    let world: World<Mode> = racy(256, seed);
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x210));
+        mm
+    });
+    world.machine.run_all(|_| {
+        let process = Process::enter(&world, &mm);
+        for number in 0x200..0x210 {
+            process.read(page(number)).unwrap();
+        }
+        for number in 0x200..0x210 {
+            let before = process.fetch_add(page(number), 1).unwrap();
+            assert!(process.read(page(number)).unwrap() > before, "a read went to the old page");
+        }
+    });
+    world.alone(|| {
+        let process = Process::enter(&world, &mm);
+        assert!((0x200..0x210).all(|number| process.read(page(number)) == Ok(CPUS)));
+        drop(process);
+        drop(mm);
+    });
+    let raced = StatsSnapshot::sum(world.machine.handle().cpus())[Counter::ZeroPageUpgrade];
+    assert_eq!(raced, 16, "each zero page is replaced once");
 }
 
 /// Spec 7.3: once a store to a fresh page is visible, no CPU reads the zero page in its place, whatever its TLB holds.
 #[test]
 fn nobody_reads_the_zero_page_after_its_replacement() {
-    for seed in 0..4 {
-        let world: World<FourLevel> = racy(256, seed);
-        let mm = world.alone(|| {
-            let mm = world.mm();
-            map_anonymous(&mm, pages(0x200, 0x210));
-            mm
-        });
-        let (readers, written) = (AtomicU64::new(0), AtomicU64::new(0));
-        world.machine.run_all(|cpu| {
-            let process = Process::enter(&world, &mm);
-            let wait_for = |count: &AtomicU64, least| {
-                while count.load(Ordering::Acquire) < least {
-                    world.machine.handle().pause();
-                }
-            };
-            for number in 0..16 {
-                if cpu.0 == 0 {
-                    wait_for(&readers, (number + 1) * (CPUS - 1));
-                    process.write(page(0x200 + number), 1).unwrap();
-                    written.fetch_add(1, Ordering::Release);
-                } else {
-                    assert_eq!(process.read(page(0x200 + number)), Ok(0));
-                    readers.fetch_add(1, Ordering::Release);
-                    wait_for(&written, number + 1);
-                    assert_eq!(process.read(page(0x200 + number)), Ok(1), "the zero page is read");
-                }
+    in_each_mode!(read_after_a_replacement, 0..6);
+}
+
+fn read_after_a_replacement<Mode: PagingMode>(seed: u64) {
+    let world: World<Mode> = racy(256, seed);
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        map_anonymous(&mm, pages(0x200, 0x210));
+        mm
+    });
+    let (readers, written) = (AtomicU64::new(0), AtomicU64::new(0));
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        let wait_for = |count: &AtomicU64, least| {
+            while count.load(Ordering::Acquire) < least {
+                world.machine.handle().pause();
             }
-        });
-        world.alone(|| drop(mm));
-    }
+        };
+        for number in 0..16 {
+            if cpu.0 == 0 {
+                wait_for(&readers, (number + 1) * (CPUS - 1));
+                process.write(page(0x200 + number), 1).unwrap();
+                written.fetch_add(1, Ordering::Release);
+            } else {
+                assert_eq!(process.read(page(0x200 + number)), Ok(0));
+                readers.fetch_add(1, Ordering::Release);
+                wait_for(&written, number + 1);
+                assert_eq!(process.read(page(0x200 + number)), Ok(1), "the zero page is read");
+            }
+        }
+    });
+    world.alone(|| drop(mm));
 }

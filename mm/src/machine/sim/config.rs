@@ -52,7 +52,7 @@ pub struct SimConfig {
 
 impl SimConfig {
     /// A machine that races: it dawdles, speculates and, seldom, evicts. Most of its memory is high, which means above 4 GiB, and
-    /// half of it not for tables.
+    /// half of it not for tables. With an odd seed its TLBs tell no address spaces apart.
     pub fn racy(frames: usize, cpus: usize, seed: u64) -> Self {
         let low = frames.div_ceil(4);
         Self {
@@ -61,6 +61,7 @@ impl SimConfig {
             eviction: 4096,
             lateness: 4,
             fracturing: 4,
+            asids: if seed.is_multiple_of(2) { MAX_ASIDS } else { 1 },
             first_frame: Pfn(ABOVE_4_GIB.0 - low as u64),
             low_frames: Some(low),
             table_frames: Some(frames.div_ceil(2)),

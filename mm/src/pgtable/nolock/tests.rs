@@ -6,9 +6,9 @@ use crate::config::USE_SPLIT_PTE_PTLOCKS;
 use crate::fault::handle_mm_fault;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
-use crate::pgtable::{Entry, FourLevel, pmd_offset, pte_lockptr, pte_unmap_unlock, ptep_lockptr};
+use crate::pgtable::{Entry, FourLevel, PagingMode, pmd_offset, pte_lockptr, pte_unmap_unlock, ptep_lockptr};
 use crate::sync::{RawLock, rcu};
-use crate::testing::{World, map_anonymous, page, pages};
+use crate::testing::{World, in_each_mode, map_anonymous, page, pages};
 use crate::vma::Access;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 const COMES: u64 = 0x200;
 const STAYS: u64 = 0x400;
 
-type TestMm = Mm<Sim<FourLevel>>;
+type TestMm<Mode = FourLevel> = Mm<Sim<Mode>>;
 
-fn touched(world: &World<FourLevel>) -> MmRef<Sim<FourLevel>> {
+fn touched<Mode: PagingMode>(world: &World<Mode>) -> MmRef<Sim<Mode>> {
     let mm = world.mm();
     for number in [COMES, STAYS] {
         map_anonymous(&mm, pages(number, number + 2));
@@ -86,11 +86,11 @@ fn meanwhile(change: impl Fn(&TestMm) + Sync, look: impl Fn(&TestMm, &dyn Fn()) 
     world.alone(|| drop(mm));
 }
 
-fn unmap(mm: &TestMm) {
+fn unmap<Mode: PagingMode>(mm: &TestMm<Mode>) {
     mm.munmap(pages(COMES, COMES + 2)).unwrap();
 }
 
-fn unmap_and_refill(mm: &TestMm) {
+fn unmap_and_refill<Mode: PagingMode>(mm: &TestMm<Mode>) {
     unmap(mm);
     map_anonymous(mm, pages(COMES, COMES + 2));
     handle_mm_fault(mm, page(COMES), Access::Write).unwrap();
@@ -157,29 +157,31 @@ fn a_table_that_has_gone_can_still_be_locked_and_reads_none() {
 /// I21 with nobody waiting for anybody: whatever check succeeds while tables come and go, the table is attached and stays.
 #[test]
 fn whatever_check_succeeds_the_table_is_attached() {
-    for seed in 0..4 {
-        let world = World::<FourLevel>::new(SimConfig::racy(512, 3, seed));
-        let mm = world.alone(|| touched(&world));
-        let done = AtomicBool::new(false);
-        world.machine.run_all(|cpu| {
-            if cpu.0 == 0 {
-                (0..60).for_each(|_| unmap_and_refill(&mm));
-                done.store(true, Ordering::Relaxed);
-                return;
-            }
-            while !done.load(Ordering::Relaxed) {
-                check_and_look(&mm);
-            }
-        });
-        world.alone(|| drop(mm));
-    }
+    in_each_mode!(check_while_unhooking, 0..6);
 }
 
-fn check_and_look(mm: &TestMm) {
+fn check_while_unhooking<Mode: PagingMode>(seed: u64) {
+    let world = World::<Mode>::new(SimConfig::racy(512, 3, seed));
+    let mm = world.alone(|| touched(&world));
+    let done = AtomicBool::new(false);
+    world.machine.run_all(|cpu| {
+        if cpu.0 == 0 {
+            (0..60).for_each(|_| unmap_and_refill(&mm));
+            done.store(true, Ordering::Relaxed);
+            return;
+        }
+        while !done.load(Ordering::Relaxed) {
+            check_and_look(&mm);
+        }
+    });
+    world.alone(|| drop(mm));
+}
+
+fn check_and_look<Mode: PagingMode>(mm: &TestMm<Mode>) {
     let rcu = rcu::read_lock(mm.machine());
     let Some(pmds) = pmd_offset(mm, &rcu, page(COMES)) else { return };
     let pmd = pmds.slot(page(COMES));
-    let attached = |locked: crate::pgtable::PteLocked<'_, Sim<FourLevel>>| {
+    let attached = |locked: crate::pgtable::PteLocked<'_, Sim<Mode>>| {
         for _ in 0..3 {
             assert_eq!(pmd.load(), locked.pmd(), "the slot moved on under the lock of its table");
             assert!(!mm.memory().memmap().page(locked.pmd().pfn()).is_detached(), "a detached table passed the check");

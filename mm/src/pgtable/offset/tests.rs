@@ -6,9 +6,9 @@ use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use crate::fault::handle_mm_fault;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::machine::{LocalFlush, Machine};
-use crate::pgtable::{Entry, FourLevel, Table, pmd_lock, pmd_lockptr, pte_lockptr, pud_lock, pud_lockptr};
+use crate::pgtable::{Entry, FourLevel, PagingMode, Table, pmd_lock, pmd_lockptr, pte_lockptr, pud_lock, pud_lockptr};
 use crate::sync::{RawLock, rcu};
-use crate::testing::{World, map_anonymous, page, pages};
+use crate::testing::{World, in_each_mode, map_anonymous, page, pages};
 use crate::vma::Access;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -118,34 +118,37 @@ fn an_address_without_a_table_has_no_pte() {
 /// nothing else here, so nothing but the helper's own second look protects it.
 #[test]
 fn a_locked_table_stays_in_its_slot() {
-    for seed in 0..6 {
-        let world = World::<FourLevel>::new(SimConfig::racy(256, 3, seed));
-        let mm = world.alone(|| world.mm());
-        let done = AtomicBool::new(false);
-        world.machine.run_all(|cpu| {
-            if cpu.0 == 0 {
-                for _ in 0..60 {
-                    map_anonymous(&mm, pages(0x200, 0x201));
-                    // Keeps the PMD table, so that only the PTE table comes and goes.
-                    if mm.linked_table_bytes() == 0 {
-                        map_anonymous(&mm, pages(0x400, 0x401));
-                        handle_mm_fault(&mm, page(0x400), Access::Write).unwrap();
-                    }
-                    handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
-                    mm.munmap(pages(0x200, 0x201)).unwrap();
-                }
-                done.store(true, Ordering::Relaxed);
-                return;
-            }
-            while !done.load(Ordering::Relaxed) {
-                hold_and_look(&mm);
-            }
-        });
-        world.alone(|| drop(mm));
-    }
+    in_each_mode!(hold_while_unhooking, 0..6);
 }
 
-fn hold_and_look(mm: &Mm<Sim<FourLevel>>) {
+fn hold_while_unhooking<Mode: PagingMode>(seed: u64) {
+    let world = World::<Mode>::new(SimConfig::racy(256, 3, seed));
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        // Keeps the PMD table, so that only the PTE table comes and goes.
+        map_anonymous(&mm, pages(0x400, 0x401));
+        handle_mm_fault(&mm, page(0x400), Access::Write).unwrap();
+        mm
+    });
+    let done = AtomicBool::new(false);
+    world.machine.run_all(|cpu| {
+        if cpu.0 == 0 {
+            for _ in 0..60 {
+                map_anonymous(&mm, pages(0x200, 0x201));
+                handle_mm_fault(&mm, page(0x200), Access::Write).unwrap();
+                mm.munmap(pages(0x200, 0x201)).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            return;
+        }
+        while !done.load(Ordering::Relaxed) {
+            hold_and_look(&mm);
+        }
+    });
+    world.alone(|| drop(mm));
+}
+
+fn hold_and_look<Mode: PagingMode>(mm: &Mm<Sim<Mode>>) {
     let machine = mm.machine();
     let rcu = rcu::read_lock(machine);
     let Some(pmds) = pmd_offset(mm, &rcu, page(0x200)) else { return };
