@@ -36,11 +36,17 @@ pub(super) fn wait<'a, T>(bell: &Condvar, guard: BellGuard<'a, T>, nap: Duration
 
 #[cfg(not(shuttle))]
 mod imp {
-    use super::{Any, Thread};
+    use super::{Any, Duration, Thread};
     use std::panic::{AssertUnwindSafe, catch_unwind};
     pub(crate) use std::sync::{Condvar, Mutex as BellMutex, MutexGuard as BellGuard};
-    pub(crate) use std::thread::{sleep, yield_now};
+    pub(crate) use std::thread::sleep;
     pub(crate) use std::time::Instant;
+
+    /// Lets others run. By a sleep: from a thread that yields, the host takes its whole turn, and beside threads that never do
+    /// a machine whose CPUs wait for each other gets nowhere.
+    pub(crate) fn yield_now() {
+        sleep(Duration::from_micros(1));
+    }
 
     /// A point where another CPU may run. Here they all do, all the time.
     pub(crate) fn point() {}
