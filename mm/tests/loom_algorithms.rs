@@ -1,4 +1,4 @@
-//! Models of the lock algorithms: the real code, every interleaving within the bounds given on the command line, C11 orders
+//! Models of the lock algorithms: the real code, every interleaving within a bound of preemptions, C11 orders
 //! included. A waiter that sleeps for ever ends a model as a deadlock.
 //!
 //! Tickets have two bits here, so that they wrap within a model. A model named `…_is_found` is the check on the check:

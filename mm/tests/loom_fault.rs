@@ -1,5 +1,5 @@
-//! Fault against detach: the whole of `handle_mm_fault` and of `munmap`, every interleaving within the bounds given on the
-//! command line. The region rule of `mm::vma`, the rechecks under every lock, and the PMD recheck (R3, R41).
+//! Fault against detach: the whole of `handle_mm_fault` and of `munmap`, every interleaving within a bound of
+//! preemptions. The region rule of `mm::vma`, the rechecks under every lock, and the PMD recheck (R3, R41).
 //!
 //! Two levels of four entries, one CPU that faults, one that unmaps. What must hold whoever is faster: nothing stays mapped
 //! in the removed region, no table is left or lost, no frame is walked as a table that is none, and the books balance.

@@ -1,4 +1,4 @@
-//! Copies and moves against faults, every interleaving within the bounds given on the command line (R15, R17). A whole fork
+//! Copies and moves against faults, every interleaving within a bound of preemptions (R15, R17). A whole fork
 //! is too long for the checker; the simulated machine has its races.
 //!
 //! Two levels of four entries, two CPUs in one address space; a second address space shares its first page.

@@ -1,4 +1,4 @@
-//! The helper family, every interleaving within the bounds given on the command line: tables and pages that several CPUs make
+//! The helper family, every interleaving within a bound of preemptions: tables and pages that several CPUs make
 //! at once (R1, R2), and lookups of a table that goes (R3 to R6).
 //!
 //! Two levels of four entries; one CPU looks, one unmaps.

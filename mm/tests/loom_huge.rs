@@ -1,5 +1,6 @@
-//! Huge entries, every interleaving within the bounds given on the command line: a split under the eyes of a lockless walker
-//! (R12, I28), and faults that race for huge pages below one PMD table, with a zap among them (R13, I14).
+//! Huge entries, every interleaving within a bound of preemptions: a split under the eyes of a lockless walker
+//! (R12, I28), faults that race for huge pages below one PMD table, with a zap among them (R13, I14), and a collapse against who
+//! walks the table or faults in it (R11).
 //!
 //! Two levels of four entries: a huge page is four frames.
 #![cfg(loom)]
@@ -11,7 +12,7 @@ use loom_machine::world::explore;
 use mm::address::{VirtAddr, VirtRange};
 use mm::address_space::{Mapping, Mm};
 use mm::fault::{FaultError, handle_mm_fault};
-use mm::pgtable::{Level, Protection, deposited_tables, leaf_at, pmd_offset};
+use mm::pgtable::{Level, Protection, deposited_tables, leaf_at, pmd_offset, pte_offset_map};
 use mm::sync::rcu;
 use mm::vma::Access;
 
@@ -98,6 +99,37 @@ fn two_faults_for_one_huge_page() {
 #[test]
 fn a_huge_fault_against_a_zap_of_its_neighbour() {
     race(1, |mm| mm.munmap(span(0)).unwrap(), |mm| fault(mm, span(1).start), |_| ());
+}
+
+/// CPU 0 makes one huge page of the small ones below the first PMD entry, of which the first is there, while CPU 1 does `other`.
+fn against_collapse(other: impl Fn(&Mm<Cpu>) + Copy + Send + Sync + 'static) {
+    explore(
+        FRAMES,
+        |mm| {
+            mm.mmap(span(0), Protection::READ_WRITE, Mapping::Anonymous).unwrap();
+            handle_mm_fault(mm, VirtAddr(0), Access::Write).unwrap();
+        },
+        move |mm, cpu| if cpu == 0 { mm.collapse_huge_page(VirtAddr(0)).unwrap() } else { other(mm) },
+        |mm| assert!(leaf_at(mm, VirtAddr(0)).is_some_and(|(level, _)| level == Level::Pmd)),
+    );
+}
+
+/// R11, I10: whoever walks the table without a lock finds it as it was, until he is through.
+#[test]
+fn a_collapse_against_a_lockless_walker() {
+    against_collapse(|mm| {
+        let rcu = rcu::read_lock(mm.machine());
+        let pmds = pmd_offset(mm, &rcu, VirtAddr(0)).unwrap();
+        if let Some(pte) = pte_offset_map(mm, pmds.slot(VirtAddr(0)), VirtAddr(0)) {
+            assert!(pte.load().is_present(), "a table is emptied under its walker");
+        }
+    });
+}
+
+/// R3, R11: a fault on a page that is not there yet, in a table that goes.
+#[test]
+fn a_collapse_against_a_fault() {
+    against_collapse(|mm| fault(mm, VirtAddr(0x1000)));
 }
 
 /// The rule of `mm::vma` for a huge fault: a fault against the removal of its own region leaves nothing.

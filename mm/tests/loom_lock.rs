@@ -1,4 +1,4 @@
-//! Models of RCU and of `mmap_lock`: the real code, every interleaving within the bounds given on the command line, C11 orders
+//! Models of RCU and of `mmap_lock`: the real code, every interleaving within a bound of preemptions, C11 orders
 //! included. A CPU that sleeps for ever ends a model as a deadlock.
 //!
 //! The locks of one word are in `loom_algorithms.rs`. A model named `…_is_found` is the check on the check:

@@ -1,5 +1,5 @@
 //! Tables that go while their region stays: the whole of `madvise(DONTNEED)` against faults, walkers and
-//! `munmap`, every interleaving within the bounds given on the command line (spec 9.1; R3, R7, R8, R35, R41).
+//! `munmap`, every interleaving within a bound of preemptions (spec 9.1; R3, R7, R8, R35, R41).
 //!
 //! Two levels of four entries, no TLBs. What must hold whoever is faster: nobody waits for ever, no store goes into a table
 //! that was taken away, none is lost or freed while it is walked, and the books balance.

@@ -238,6 +238,44 @@ fn lazy_cpu_against_freed_tables() {
     );
 }
 
+/// CPU 1 fills the top table's entry, of which CPU 0 has an old copy or makes one, while CPU 0 does `come`. Once the flush has
+/// returned, whoever runs in the address space knows the entry: else its fault would find nothing to do, for ever.
+fn top_filled_against(
+    begin: impl Fn(Cpu) -> Space + Send + Sync + 'static,
+    come: impl Fn(&Space, Cpu) + Copy + Send + Sync + 'static,
+) {
+    Model { latches: true, ..model(false) }.run_on(
+        begin,
+        move |space, cpu| {
+            if cpu.cpu().index() == 0 {
+                come(space, cpu);
+                let is_over = space.gone[0].load(Ordering::SeqCst);
+                assert!(!is_over || cpu.latched_top() == Some(MAPPED), "a filled entry is unknown after its flush");
+            } else {
+                cpu.top().store(MAPPED, Ordering::Relaxed);
+                let range = VirtRange { start: address(0), end: address(2) };
+                let what = TlbFlush { range, stride: Level::Pmd, freed_tables: false, top_changed: true };
+                tlb::flush(cpu, &space.tlb, what);
+                space.gone[0].store(true, Ordering::SeqCst);
+            }
+            space.answer(cpu);
+            assert!(cpu.latched_top().is_none_or(|top| top == MAPPED), "a filled entry is unknown");
+        },
+        |_, _| (),
+    );
+}
+
+/// R31, I38: CPU 0 runs in the address space, loads it, or comes back from laziness while an entry is filled.
+#[test]
+fn a_top_entry_that_is_filled_is_known_to_whoever_comes() {
+    top_filled_against(Space::loaded, |_, cpu| cpu.pause());
+    top_filled_against(|_| Space::new(), Space::load);
+    top_filled_against(Space::loaded, |space, cpu| {
+        tlb::enter_lazy(cpu);
+        space.load(cpu);
+    });
+}
+
 /// R28, I37: two CPUs flush each other at the same moment.
 #[test]
 fn mutual_shootdown() {

@@ -217,7 +217,7 @@ pub enum BenchName {
 /// `test`
 #[derive(Args)]
 pub struct Test {
-    /// Only tests whose name contains this.
+    /// Only tests whose name contains this; on the host all of a suite whose name does.
     #[arg(value_parser = options::word)]
     pub filter: Option<String>,
     /// Name the tests, run none.
@@ -243,6 +243,12 @@ pub struct Test {
         conflicts_with_all = ["only", "repeat", "schedules", "deterministic", "gdb", "all_configs", "kernel", "list"]
     )]
     pub sanitize: Option<Sanitizer>,
+    /// Explore the host's loom models with so many preemptions; 2 or 3 if none is given, by their size.
+    #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
+    pub loom_bound: Option<u32>,
+    /// Run the host's tests under chosen schedules with so many times as many seeds.
+    #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
+    pub seeds: Option<u32>,
     /// Write the results as JUnit XML.
     #[arg(long, value_name = "PATH")]
     pub junit: Option<PathBuf>,

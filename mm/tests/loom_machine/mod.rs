@@ -10,7 +10,8 @@
 
 pub mod world;
 
-use loom::sync::atomic::AtomicUsize;
+use loom::model::Builder;
+use loom::sync::atomic::{AtomicU64, AtomicUsize};
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, Thread};
 use mm::address::{Pfn, VirtAddr};
@@ -34,6 +35,8 @@ pub struct Model {
     pub kicks: bool,
     /// ASIDs of a CPU's TLB.
     pub asids: usize,
+    /// Whether a CPU copies the one entry of the top table, [`Cpu::top`], when it loads the table, and goes by the copy.
+    pub latches: bool,
     /// Frames of memory. Each is a table of the tiny mode and, apart from that, a page of bytes.
     pub frames: usize,
 }
@@ -50,11 +53,14 @@ struct Hardware {
     sleepers: (Mutex<()>, Condvar),
     memory: Vec<Frame>,
     tlbs: Vec<CpuTlb>,
+    top: AtomicU64,
 }
 
 /// What a CPU has cached, and whether it is to flush. Not loom's: only its own thread uses the former, and an interrupt is
 /// there as soon as it is sent.
 struct CpuTlb {
+    /// Out of idle: read sections may be open.
+    is_awake: AtomicBool,
     irqs: AtomicBool,
     flush_pending: AtomicBool,
     asid: Cell<Option<Asid>>,
@@ -62,16 +68,20 @@ struct CpuTlb {
     loads: AtomicUsize,
     /// Of which ASID, at which address, what was found there.
     cached: RefCell<Vec<(Asid, VirtAddr, u64)>>,
+    /// The copy of the top table's entry.
+    latched: Cell<u64>,
 }
 
 impl CpuTlb {
     fn new() -> Self {
         Self {
+            is_awake: AtomicBool::new(false),
             irqs: AtomicBool::new(true),
             flush_pending: AtomicBool::new(false),
             asid: Cell::new(None),
             loads: AtomicUsize::new(0),
             cached: RefCell::new(Vec::new()),
+            latched: Cell::new(0),
         }
     }
 }
@@ -105,10 +115,10 @@ unsafe impl Sync for Hardware {}
 impl Model {
     /// A machine that really wakes its CPUs.
     pub fn new(cpus: usize, rounds: u32) -> Self {
-        Self { cpus, rounds, kicks: true, asids: 1, frames: 0 }
+        Self { cpus, rounds, kicks: true, asids: 1, latches: false, frames: 0 }
     }
 
-    /// Explores every execution of `work` on all CPUs at once, over what `shared` makes; `check` looks at the end.
+    /// Explores the executions of `work` on all CPUs at once, over what `shared` makes; `check` looks at the end.
     pub fn run<S: Send + Sync + 'static>(
         self,
         shared: impl Fn() -> S + Send + Sync + 'static,
@@ -118,6 +128,17 @@ impl Model {
         self.run_on(move |_| shared(), work, check);
     }
 
+    /// Explores all executions with so few preemptions, or with as many as `LOOM_MAX_PREEMPTIONS` says.
+    fn explorer(&self) -> Builder {
+        let mut explorer = Builder::new();
+        // Whole operations pass so many points that one more takes minutes.
+        let bound = if self.frames == 0 { 3 } else { 2 };
+        explorer.preemption_bound = explorer.preemption_bound.or(Some(bound));
+        // An end for models that would not end.
+        explorer.max_branches = 5000;
+        explorer
+    }
+
     /// As [`Self::run`], where `shared` is made by CPU 0.
     pub fn run_on<S: Send + Sync + 'static>(
         self,
@@ -125,7 +146,7 @@ impl Model {
         work: impl Fn(&S, Cpu) + Copy + Send + Sync + 'static,
         check: impl Fn(&S, Cpu) + Send + Sync + 'static,
     ) {
-        loom::model(move || {
+        self.explorer().check(move || {
             let hardware_box = Box::into_raw(Box::new(Hardware::new(self)));
             // SAFETY: both boxes are freed below, after all threads that use them have ended.
             let hardware: &'static Hardware = unsafe { &*hardware_box };
@@ -159,6 +180,7 @@ impl Hardware {
             sleepers: (Mutex::new(()), Condvar::new()),
             memory: (0..model.frames).map(|_| Frame::new()).collect(),
             tlbs: (0..model.cpus).map(|_| CpuTlb::new()).collect(),
+            top: AtomicU64::new(0),
         }
     }
 
@@ -195,7 +217,9 @@ impl Cpu {
     #[allow(dead_code, reason = "models of locks open none")]
     pub fn awake(self, work: impl FnOnce()) {
         rcu::exit_idle(self);
+        self.tlb().is_awake.store(true, Ordering::Relaxed);
         work();
+        self.tlb().is_awake.store(false, Ordering::Relaxed);
         rcu::enter_idle(self);
     }
 
@@ -235,6 +259,23 @@ impl Cpu {
         let tlb = &self.hardware.tlbs[cpu.index()];
         tlb.loads.load(Ordering::SeqCst);
         tlb.cached.borrow().iter().any(|(asid, at, _)| Some(*asid) == tlb.asid.get() && *at == address)
+    }
+
+    /// The entry of the top table.
+    pub fn top(self) -> &'static AtomicU64 {
+        &self.hardware.top
+    }
+
+    /// What this CPU believes of that entry; `None` with nothing loaded.
+    pub fn latched_top(self) -> Option<u64> {
+        self.tlb().asid.get().map(|_| self.tlb().latched.get())
+    }
+
+    fn latch(self) {
+        if self.hardware.model.latches {
+            // Relaxed: the hardware's copy orders nothing.
+            self.tlb().latched.set(self.hardware.top.load(Ordering::Relaxed));
+        }
     }
 
     fn end_halt(self, cpu: CpuId) {
@@ -317,7 +358,15 @@ unsafe impl Machine for Cpu {
         let (lock, woken) = &self.hardware.sleepers;
         let guard = lock.lock().unwrap();
         if still() {
+            // Nobody waits for read sections of a CPU that sleeps.
+            let is_awake = self.tlb().is_awake.load(Ordering::Relaxed);
+            if is_awake {
+                rcu::enter_idle(self);
+            }
             drop(woken.wait(guard).unwrap());
+            if is_awake {
+                rcu::exit_idle(self);
+            }
         }
     }
 
@@ -369,6 +418,7 @@ unsafe impl Machine for Cpu {
             PgdLoad::Kernel => tlb.asid.set(None),
             PgdLoad::User { asid, keep, .. } => {
                 tlb.asid.set(Some(asid));
+                self.latch();
                 if !keep {
                     self.flush_local(LocalFlush::AddressSpace);
                 }
@@ -379,6 +429,9 @@ unsafe impl Machine for Cpu {
     fn flush_local(self, flush: LocalFlush) {
         let tlb = self.tlb();
         let Some(current) = tlb.asid.get() else { return };
+        if matches!(flush, LocalFlush::AddressSpace) {
+            self.latch();
+        }
         tlb.cached.borrow_mut().retain(|(asid, address, _)| {
             let hit = match flush {
                 LocalFlush::Range { range, .. } => range.contains(*address),

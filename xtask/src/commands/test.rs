@@ -17,7 +17,7 @@ use crate::sabotage;
 use crate::setup::{objdump, qemu};
 use crate::suite::coverage::{self, Ran};
 use crate::suite::guest::{self as guest_tests, Stage};
-use crate::suite::host::HostTests;
+use crate::suite::host::{Depth, HostTests};
 use crate::suite::kernel::{self, Round};
 use crate::suite::progress::Progress;
 use crate::suite::{Case, Outcome, Tally, sanitized};
@@ -51,7 +51,9 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     let variants = setups::of_host(options, setups[0].variant);
     if host {
         progress.part(HOST);
-        if let Err(error) = HostTests::new(workspace, filter, &variants).run(builder.toolchains(), &mut progress) {
+        let depth = Depth { loom_bound: options.loom_bound, seeds: options.seeds };
+        let tests = HostTests::new(workspace, filter, &variants).with_depth(depth);
+        if let Err(error) = tests.run(builder.toolchains(), &mut progress) {
             progress.ended(broken("host", &error.to_string()));
         }
     }

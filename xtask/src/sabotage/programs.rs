@@ -14,8 +14,6 @@ use crate::suite::libtest::LibtestOutput;
 use crate::suite::program::Program;
 use crate::workspace::Workspace;
 
-/// Every rule that is broken shows with fewer preemptions than the models take to show that none is.
-const LOOM_BOUNDS: [(&str, &str); 2] = [("LOOM_MAX_PREEMPTIONS", "2"), ("LOOM_MAX_BRANCHES", "5000")];
 /// What chooses a sabotage in these programs.
 const VARIABLE: &str = "LATCHWORK_SABOTAGE";
 /// The simulated machine gives a run up after a minute; the models of unbroken rules take a fraction of that.
@@ -24,41 +22,35 @@ const TEST_LIMIT: Duration = Duration::from_secs(90);
 const CONTROL_LIMIT: Duration = Duration::from_secs(900);
 
 /// Those of one kind, built.
-pub struct Programs {
-    programs: Vec<Program>,
-    is_model: bool,
-}
+pub struct Programs(Vec<Program>);
 
 impl Programs {
     /// `mm`'s own tests.
     pub fn host(workspace: &Workspace) -> Result<Self> {
-        Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_tests()?, is_model: false })
+        Ok(Self(HostTests::new(workspace, "", &[]).sabotaged_tests()?))
     }
 
     /// The models.
     pub fn loom(workspace: &Workspace) -> Result<Self> {
-        Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_models()?, is_model: true })
+        Ok(Self(HostTests::new(workspace, "", &[]).sabotaged_models()?))
     }
 
     /// Whole operations under chosen schedules.
     pub fn schedules(workspace: &Workspace) -> Result<Self> {
-        Ok(Self { programs: HostTests::new(workspace, "", &[]).sabotaged_schedules()?, is_model: false })
+        Ok(Self(HostTests::new(workspace, "", &[]).sabotaged_schedules()?))
     }
 
     /// Runs the tests of these names in `program`.
-    fn command<'n>(&self, program: &Program, names: impl IntoIterator<Item = &'n str>) -> Command {
+    fn command<'n>(program: &Program, names: impl IntoIterator<Item = &'n str>) -> Command {
         let mut command = program.command("");
         command.arg("--exact").args(names).env_remove(VARIABLE).env("RUST_BACKTRACE", "0");
-        if self.is_model {
-            command.envs(LOOM_BOUNDS);
-        }
         command
     }
 }
 
 impl Stage for Programs {
     fn control(&self, tests: &[Test]) -> Result<()> {
-        for program in &self.programs {
+        for program in &self.0 {
             let names: BTreeSet<&str> =
                 tests.iter().filter(|test| suite_name(test.suite) == program.suite).map(|test| test.name).collect();
             if names.is_empty() {
@@ -69,7 +61,7 @@ impl Stage for Programs {
             let hear = |line: &str| {
                 passed.extend(output.feed(line).filter(|test| test.outcome == Outcome::Passed).map(|test| test.name));
             };
-            let mut command = self.command(program, names.iter().copied());
+            let mut command = Self::command(program, names.iter().copied());
             if child::run(&mut command, CONTROL_LIMIT, hear, || ())? == Finish::Interrupted {
                 bail!("interrupted");
             }
@@ -81,9 +73,9 @@ impl Stage for Programs {
 
     fn attempt(&self, sabotage: &'static str, test: &Test) -> Result<Seen> {
         let suite = suite_name(test.suite);
-        let program = self.programs.iter().find(|program| program.suite == suite);
+        let program = self.0.iter().find(|program| program.suite == suite);
         let program = program.with_context(|| format!("there are no tests {suite}"))?;
-        let mut command = self.command(program, [test.name]);
+        let mut command = Self::command(program, [test.name]);
         command.env(VARIABLE, sabotage).stderr(Stdio::null());
         let mut output = LibtestOutput::default();
         let mut failed = false;

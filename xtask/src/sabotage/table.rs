@@ -67,6 +67,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("pgtable::install::tests::nothing_is_made_for_a_region_that_has_gone"),
             loom("loom_fault", "a_fault_without_tables_against_munmap"),
+            loom("loom_huge", "a_collapse_against_a_fault"),
             x86_64("race::munmap::a_fault_that_waits_to_link_a_table_gives_up_a_region_that_is_gone"),
         ],
     },
@@ -283,6 +284,7 @@ pub const ALL: &[Sabotage] = &[
         breaks: "a collapse empties a table under those who walk it (I10, R11)",
         noticed_by: &[
             host("address_space::collapse::tests::collapse_waits_for_lockless_walkers"),
+            loom("loom_huge", "a_collapse_against_a_lockless_walker"),
             x86_64("race::huge::a_collapse_leaves_a_table_as_it_is_to_its_walkers"),
         ],
     },
@@ -366,7 +368,10 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "join-fence",
         breaks: "a CPU may read the generation before the mask shows it (I32, R23)",
-        noticed_by: &[loom("loom_tlb", "switch_against_flush")],
+        noticed_by: &[
+            loom("loom_tlb", "switch_against_flush"),
+            loom("loom_tlb", "a_top_entry_that_is_filled_is_known_to_whoever_comes"),
+        ],
     },
     Sabotage {
         name: "generations",

@@ -23,11 +23,35 @@ const EXAMPLE: &str = "minimal";
 const EXAMPLE_CHECK: &str = "the_minimal_example_runs";
 /// It takes a fraction of a second.
 const EXAMPLE_LIMIT: Duration = Duration::from_secs(60);
-/// Loom's bounds: enough preemptions for the races we know, and an end for models that would not end.
-const LOOM_BOUNDS: [(&str, &str); 2] = [("LOOM_MAX_PREEMPTIONS", "3"), ("LOOM_MAX_BRANCHES", "5000")];
+/// A program that explores more than usual may take this long.
+const DEEP_LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 /// The feature of `mm` that lets rules be broken.
 const SABOTAGE: &str = "sabotage";
+
+/// How much of what there is to explore is explored: as much as CI has time for, or more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Preemptions in an execution of a loom model.
+    pub loom_bound: Option<u32>,
+    /// So many times as many schedules.
+    pub seeds: Option<u32>,
+}
+
+impl Depth {
+    /// What tells the tests.
+    fn environment(self) -> impl Iterator<Item = (&'static str, String)> {
+        let variable = |name, value: Option<u32>| value.map(|value| (name, value.to_string()));
+        [variable("LOOM_MAX_PREEMPTIONS", self.loom_bound), variable("LATCHWORK_SCHEDULES", self.seeds)]
+            .into_iter()
+            .flatten()
+    }
+
+    /// How long one of their programs may take.
+    fn limit(self) -> Duration {
+        if self == Self::default() { PROGRAM_LIMIT } else { DEEP_LIMIT }
+    }
+}
 
 /// The host's tests of this workspace.
 pub struct HostTests<'a> {
@@ -35,12 +59,18 @@ pub struct HostTests<'a> {
     filter: &'a str,
     /// Builds of `mm`, besides the usual one, whose tests run too.
     variants: &'a [Variant],
+    depth: Depth,
 }
 
 impl<'a> HostTests<'a> {
-    /// Those whose name contains the filter.
+    /// Those whose name, or the name of whose suite, contains the filter.
     pub fn new(workspace: &'a Workspace, filter: &'a str, variants: &'a [Variant]) -> Self {
-        Self { workspace, filter, variants }
+        Self { workspace, filter, variants, depth: Depth::default() }
+    }
+
+    /// Explored so far.
+    pub fn with_depth(self, depth: Depth) -> Self {
+        Self { depth, ..self }
     }
 
     /// Names them all.
@@ -55,7 +85,7 @@ impl<'a> HostTests<'a> {
         }
         programs.extend(program::build(&mut self.schedules())?);
         for program in programs {
-            let mut command = program.command(self.filter);
+            let mut command = self.chosen(&program);
             command.arg("--list");
             let hear =
                 |line: &str| names.extend(libtest::listed(line).map(|name| (program.suite.clone(), name.to_owned())));
@@ -73,12 +103,12 @@ impl<'a> HostTests<'a> {
     pub fn run(&self, toolchains: &mut Toolchains, progress: &mut Progress) -> Result<(), HostError> {
         progress.section("host tests");
         for program in program::build(&mut self.unit_tests())? {
-            program::run(program.command(self.filter), &program.suite, progress)?;
+            program::run(self.chosen(&program), &program.suite, progress)?;
         }
         for variant in self.variants {
             progress.section(&format!("host tests, {} locks", variant.name()));
             for program in self.tests_of(*variant)? {
-                program::run(program.command(self.filter), &program.suite, progress)?;
+                program::run(self.chosen(&program), &program.suite, progress)?;
             }
         }
         let mut documentation = self.cargo();
@@ -87,14 +117,16 @@ impl<'a> HostTests<'a> {
         if let Some(mut command) = self.loom_models() {
             progress.section("loom models");
             for program in program::build(&mut command)? {
-                let mut command = program.command(self.filter);
-                command.envs(LOOM_BOUNDS);
-                program::run(command, &program.suite, progress)?;
+                let mut command = self.chosen(&program);
+                command.envs(self.depth.environment());
+                program::run_within(self.depth.limit(), command, &program.suite, progress)?;
             }
         }
         progress.section("schedules");
         for program in program::build(&mut self.schedules())? {
-            program::run(program.command(self.filter), &program.suite, progress)?;
+            let mut command = self.chosen(&program);
+            command.envs(self.depth.environment());
+            program::run_within(self.depth.limit(), command, &program.suite, progress)?;
         }
         if EXAMPLE_CHECK.contains(self.filter) {
             self.run_example(progress)?;
@@ -103,6 +135,11 @@ impl<'a> HostTests<'a> {
             self.check_narrow(toolchains, progress)?;
         }
         Ok(())
+    }
+
+    /// Runs those tests of `program` that were asked for.
+    fn chosen(&self, program: &Program) -> Command {
+        program.command(if program.suite.contains(self.filter) { "" } else { self.filter })
     }
 
     /// The cargo that runs us, with its own target folder.

@@ -77,7 +77,17 @@ pub fn build(command: &mut Command) -> Result<Vec<Program>, HostError> {
 }
 
 /// Runs a test program; its results count as those of `suite`.
-pub fn run(mut command: Command, suite: &str, progress: &mut Progress) -> Result<(), HostError> {
+pub fn run(command: Command, suite: &str, progress: &mut Progress) -> Result<(), HostError> {
+    run_within(PROGRAM_LIMIT, command, suite, progress)
+}
+
+/// As [`run`], if it may take another time than most.
+pub fn run_within(
+    limit: Duration,
+    mut command: Command,
+    suite: &str,
+    progress: &mut Progress,
+) -> Result<(), HostError> {
     let mut output = LibtestOutput::default();
     let mut failed = Vec::new();
     let mut unknown = Vec::new();
@@ -103,7 +113,7 @@ pub fn run(mut command: Command, suite: &str, progress: &mut Progress) -> Result
         }
         None => unknown.push(line.to_owned()),
     };
-    let finish = start(&mut command, PROGRAM_LIMIT, hear, || shown.borrow_mut().tick())?;
+    let finish = start(&mut command, limit, hear, || shown.borrow_mut().tick())?;
     let progress = shown.into_inner();
     let any_failed = !failed.is_empty();
     for mut case in failed {
@@ -111,7 +121,7 @@ pub fn run(mut command: Command, suite: &str, progress: &mut Progress) -> Result
         progress.ended(case);
     }
     let died = match finish {
-        Finish::TimedOut => Some(format!("did not end within {} s", PROGRAM_LIMIT.as_secs())),
+        Finish::TimedOut => Some(format!("did not end within {} s", limit.as_secs())),
         Finish::Exited(status) if !output.finished || (!status.success() && !any_failed) => {
             Some(format!("died: {status}"))
         }
