@@ -274,12 +274,14 @@ pub(crate) struct FreshFrame<'f, M: Machine> {
 }
 
 impl<'f, M: Machine> FreshFrame<'f, M> {
+    #[cfg_attr(test, track_caller)]
     fn zeroed(mm: &'f Mm<M>) -> Result<Self, OutOfFrames> {
         let pfn = mm.memory().frames().alloc_zeroed(mm.machine())?;
         Ok(Self { mm, pfn, order: 0 })
     }
 
     /// With the contents of `page`, which the caller keeps.
+    #[cfg_attr(test, track_caller)]
     fn copy_of(mm: &'f Mm<M>, page: Pfn) -> Result<Self, OutOfFrames> {
         let pfn = mm.memory().frames().alloc(mm.machine())?;
         mm.machine().copy_frame(page, pfn);
@@ -287,6 +289,7 @@ impl<'f, M: Machine> FreshFrame<'f, M> {
     }
 
     /// A block of 2^`order` zeroed frames.
+    #[cfg_attr(test, track_caller)]
     pub(crate) fn allocate_block(mm: &'f Mm<M>, order: u32) -> Result<Self, OutOfFrames> {
         let pfn = mm.memory().frames().alloc_order(mm.machine(), order)?;
         (pfn.0..pfn.0 + (1 << order)).for_each(|frame| mm.machine().zero_frame(Pfn(frame)));
@@ -307,6 +310,9 @@ impl<'f, M: Machine> FreshFrame<'f, M> {
 
 impl<M: Machine> Drop for FreshFrame<'_, M> {
     fn drop(&mut self) {
+        if sabotaged!("frame-left") {
+            return;
+        }
         let frames = self.mm.memory().frames();
         match self.order {
             0 => frames.free(self.mm.machine(), self.pfn),

@@ -32,6 +32,8 @@ pub mod page;
 pub mod pgtable;
 pub mod slab;
 pub mod stats;
+#[cfg(any(all(test, not(any(loom, shuttle))), feature = "sweep"))]
+pub mod sweep;
 pub mod sync;
 #[cfg(all(test, not(any(feature = "testing", loom, shuttle))))]
 mod testing;

@@ -85,6 +85,7 @@ impl<M: Machine> Memory<M> {
     }
 
     /// Puts `value` into the cache for its kind, or gives it back.
+    #[cfg_attr(test, track_caller)]
     pub(crate) fn alloc_value<T>(&self, kind: SlabKind, value: T) -> Result<NonNull<T>, (OutOfMemory, T)> {
         self.slab.alloc_value(self.machine, &self.frames, kind, value)
     }

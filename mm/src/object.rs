@@ -161,6 +161,7 @@ impl<M: Machine> Object<M> {
     }
 }
 
+#[cfg_attr(test, track_caller)]
 fn alloc_node<M: Machine>(memory: &Memory<M>) -> Result<NonNull<ObjectNode>, OutOfMemory> {
     let node = memory.alloc_value(SlabKind::ObjectNode, ObjectNode::empty());
     node.map_err(|(error, _)| error)

@@ -77,7 +77,8 @@ impl<M: Machine> Mm<M> {
         let all = VirtRange { start: VirtAddr(0), end: M::Mode::USER_END };
         let theirs = child.mmap_lock().write(self.machine());
         let is_inherited = |vma: &Vma<M>| !matches!(vma.backing(), Backing::Huge(_));
-        child.splice(&theirs, all, self.copies_of_regions(write, is_inherited)?, &mut garbage.removed)?;
+        let inherited = self.copies_of_regions(write, is_inherited)?;
+        child.splice(&theirs, all, inherited, &mut garbage.removed)?;
         let mut ours = self.copies_of_regions(write, |_| true)?;
         let splice =
             self.vmas().prepare(self.memory(), write, all, all, &ours).inspect_err(|_| ours.dispose(self.memory()))?;
@@ -95,6 +96,7 @@ impl<M: Machine> Mm<M> {
         shared
     }
 
+    #[cfg_attr(test, track_caller)]
     fn copies_of_regions(
         &self,
         write: &MmapWrite<'_, M>,

@@ -184,7 +184,7 @@ impl<M: Machine> Mm<M> {
         if vma.cuts_huge_page(range) {
             return Err(MapError::CutsHugePage);
         }
-        new.push(self.memory(), vma)?;
+        new.push_new(self.memory(), vma)?;
         self.splice(write, range, new, &mut garbage.removed)?;
         Ok(garbage)
     }
@@ -254,7 +254,7 @@ impl<M: Machine> Mm<M> {
                 after(vma, range).map(|part| (part, vma.protection())),
             ];
             parts.into_iter().flatten().try_for_each(|(part, protection)| {
-                new.push(self.memory(), vma.part(part, protection)).map_err(MapError::from)
+                new.push_new(self.memory(), vma.part(part, protection)).map_err(MapError::from)
             })
         });
         let built = built.and(if reached < range.end { Err(MapError::NotMapped) } else { Ok(()) });
@@ -315,6 +315,7 @@ impl<M: Machine> Mm<M> {
         if valid { Ok(()) } else { Err(MapError::BadRange) }
     }
 
+    #[cfg_attr(test, track_caller)]
     pub(super) fn push_part(
         &self,
         chain: &mut VmaChain<M>,
@@ -322,13 +323,14 @@ impl<M: Machine> Mm<M> {
         part: VirtRange,
         protection: Protection,
     ) -> Result<(), MapError> {
-        chain.push(self.memory(), vma.part(part, protection)).map_err(|error| {
+        chain.push_new(self.memory(), vma.part(part, protection)).map_err(|error| {
             chain.dispose(self.memory());
             error.into()
         })
     }
 
     /// Publishes `new` in place of what overlaps `span`; without memory `new` is given back.
+    #[cfg_attr(test, track_caller)]
     pub(super) fn splice(
         &self,
         write: &MmapWrite<'_, M>,

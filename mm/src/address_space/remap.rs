@@ -127,7 +127,7 @@ impl<M: Machine> Mm<M> {
         }
         let whole = VirtRange { start: vma.range().start, end: more.end };
         let mut new = VmaChain::new();
-        new.push(self.memory(), vma.moved_to(whole, 0))?;
+        new.push_new(self.memory(), vma.moved_to(whole, 0))?;
         self.splice(write, whole, new, &mut garbage.removed)
     }
 
@@ -172,8 +172,12 @@ impl<M: Machine> Mm<M> {
                 Ok(())
             }
             Err(error) => {
-                free_pgtables(self, write, new, self.free_space_around(write, new), &mut gather);
-                vma.attach_again();
+                if !sabotaged!("move-tables") {
+                    free_pgtables(self, write, new, self.free_space_around(write, new), &mut gather);
+                }
+                if !sabotaged!("move-undone") {
+                    vma.attach_again();
+                }
                 splice.dispose(self.memory());
                 chain.dispose(self.memory());
                 Err(error)
@@ -191,7 +195,7 @@ impl<M: Machine> Mm<M> {
         let parts = if new.start < old.start { [Some(there), below, above] } else { [below, above, Some(there)] };
         let mut chain = VmaChain::new();
         for part in parts.into_iter().flatten() {
-            if let Err(error) = chain.push(self.memory(), part) {
+            if let Err(error) = chain.push_new(self.memory(), part) {
                 chain.dispose(self.memory());
                 return Err(error.into());
             }

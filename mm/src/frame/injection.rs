@@ -3,9 +3,15 @@
 //!
 //! Rule: a CPU's injection is armed by that CPU and seen by its own allocations only. Switched off it costs one relaxed
 //! load of a line that nobody writes.
+//!
+//! In tests it also says *where* the failed allocation was asked for. Functions that only hand the failure on, with nothing of
+//! their own to take back, have `#[cfg_attr(test, track_caller)]`; who calls one of them and has not is a place that allocates.
+//! `address_space::tests::sweep` finds these places in the source and wants each to have failed.
 
 use crate::sync::atomic::plain::AtomicU32;
 use crate::sync::atomic::{Ordering, const_new};
+#[cfg(test)]
+use core::panic::Location;
 
 /// What is being allocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,13 +46,23 @@ pub struct Injection {
     seen: AtomicU32,
     nth: AtomicU32,
     failed: AtomicU32,
+    /// Where the first that failed was asked for.
+    #[cfg(test)]
+    place: std::sync::Mutex<Option<&'static Location<'static>>>,
 }
 
 impl Injection {
     const_new! {
         /// Off.
         pub(crate) fn new() -> Self {
-            Self { mode: AtomicU32::new(OFF), seen: AtomicU32::new(0), nth: AtomicU32::new(0), failed: AtomicU32::new(0) }
+            Self {
+                mode: AtomicU32::new(OFF),
+                seen: AtomicU32::new(0),
+                nth: AtomicU32::new(0),
+                failed: AtomicU32::new(0),
+                #[cfg(test)]
+                place: std::sync::Mutex::new(None),
+            }
         }
     }
 
@@ -78,8 +94,15 @@ impl Injection {
         Injected { seen: self.seen.load(Ordering::Relaxed), failed }
     }
 
+    /// Where the first allocation that failed was asked for.
+    #[cfg(test)]
+    pub(crate) fn place(&self) -> Option<&'static Location<'static>> {
+        *self.place.lock().expect("nobody panics with it")
+    }
+
     /// Asked once by every allocation on this CPU, before it changes anything.
     #[inline]
+    #[cfg_attr(test, track_caller)]
     pub(crate) fn should_fail(&self, site: Site) -> bool {
         // Relaxed, here and below: one CPU's own words.
         let mode = self.mode.load(Ordering::Relaxed);
@@ -87,6 +110,7 @@ impl Injection {
     }
 
     #[cold]
+    #[cfg_attr(test, track_caller)]
     fn decide(&self, mode: u32, site: Site) -> bool {
         let seen = self.seen.fetch_add(1, Ordering::Relaxed) + 1;
         let nth = self.nth.load(Ordering::Relaxed);
@@ -97,6 +121,10 @@ impl Injection {
         };
         if fails && self.failed.load(Ordering::Relaxed) == 0 {
             self.failed.store(site as u32, Ordering::Relaxed);
+            #[cfg(test)]
+            {
+                *self.place.lock().expect("nobody panics with it") = Some(Location::caller());
+            }
         }
         fails
     }
@@ -105,6 +133,10 @@ impl Injection {
         self.seen.store(0, Ordering::Relaxed);
         self.failed.store(0, Ordering::Relaxed);
         self.nth.store(nth, Ordering::Relaxed);
+        #[cfg(test)]
+        {
+            *self.place.lock().expect("nobody panics with it") = None;
+        }
         self.mode.store(mode, Ordering::Relaxed);
     }
 }

@@ -85,6 +85,7 @@ impl<M: Machine> FrameAllocator<M> {
     /// # Errors
     ///
     /// [`OutOfFrames`] when neither the buddy lists nor any CPU's reserve has a frame.
+    #[cfg_attr(test, track_caller)]
     pub fn alloc(&self, machine: M) -> Result<Pfn, OutOfFrames> {
         self.alloc_from([&self.far, &self.high, &self.low], machine)
     }
@@ -94,6 +95,7 @@ impl<M: Machine> FrameAllocator<M> {
     /// # Errors
     ///
     /// As [`alloc`](Self::alloc), of such frames.
+    #[cfg_attr(test, track_caller)]
     pub fn alloc_zeroed_table(&self, machine: M) -> Result<Pfn, OutOfFrames> {
         let pfn = self.alloc_from([&self.high, &self.low], machine)?;
         machine.zero_frame(pfn);
@@ -105,6 +107,7 @@ impl<M: Machine> FrameAllocator<M> {
     /// # Errors
     ///
     /// As [`alloc`](Self::alloc).
+    #[cfg_attr(test, track_caller)]
     pub fn alloc_zeroed(&self, machine: M) -> Result<Pfn, OutOfFrames> {
         let pfn = self.alloc(machine)?;
         machine.zero_frame(pfn);
@@ -116,6 +119,7 @@ impl<M: Machine> FrameAllocator<M> {
     /// # Errors
     ///
     /// [`OutOfFrames`] when there is no such frame; there may be others.
+    #[cfg_attr(test, track_caller)]
     pub fn alloc_low(&self, machine: M) -> Result<Pfn, OutOfFrames> {
         self.alloc_from([&self.low], machine)
     }
@@ -125,6 +129,7 @@ impl<M: Machine> FrameAllocator<M> {
     /// # Errors
     ///
     /// As [`alloc_low`](Self::alloc_low).
+    #[cfg_attr(test, track_caller)]
     pub fn alloc_zeroed_low(&self, machine: M) -> Result<Pfn, OutOfFrames> {
         let pfn = self.alloc_low(machine)?;
         machine.zero_frame(pfn);
@@ -136,6 +141,7 @@ impl<M: Machine> FrameAllocator<M> {
     /// # Errors
     ///
     /// [`OutOfFrames`] when there is no such block even after all reserves have been drained.
+    #[cfg_attr(test, track_caller)]
     pub fn alloc_order(&self, machine: M, order: u32) -> Result<Pfn, OutOfFrames> {
         if order > MAX_ORDER || machine.local().injection.should_fail(Site::Frame) {
             return Err(OutOfFrames);
@@ -227,6 +233,7 @@ impl<M: Machine> FrameAllocator<M> {
     }
 
     /// Takes a frame from the first of `zones` that has one. What other CPUs keep in reserve comes last.
+    #[cfg_attr(test, track_caller)]
     fn alloc_from<const N: usize>(&self, zones: [&ZoneFrames<M>; N], machine: M) -> Result<Pfn, OutOfFrames> {
         if machine.local().injection.should_fail(Site::Frame) {
             return Err(OutOfFrames);

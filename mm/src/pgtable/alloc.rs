@@ -23,6 +23,7 @@ pub struct PtlockAllocError;
 /// # Errors
 ///
 /// [`PtlockAllocError`], with nothing changed.
+#[cfg_attr(test, track_caller)]
 pub(crate) fn pagetable_pte_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
     construct(memory, pfn, USE_SPLIT_PTE_PTLOCKS)
 }
@@ -32,6 +33,7 @@ pub(crate) fn pagetable_pte_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Re
 /// # Errors
 ///
 /// [`PtlockAllocError`], with nothing changed.
+#[cfg_attr(test, track_caller)]
 pub(crate) fn pagetable_pmd_ctor<M: Machine>(memory: &Memory<M>, pfn: Pfn) -> Result<(), PtlockAllocError> {
     construct(memory, pfn, USE_SPLIT_PMD_PTLOCKS)
 }
@@ -71,6 +73,7 @@ pub(crate) fn pagetable_dtor_free<M: Machine>(memory: &Memory<M>, pfn: Pfn) {
     memory.frames().free(memory.machine(), pfn);
 }
 
+#[cfg_attr(test, track_caller)]
 fn construct<M: Machine>(memory: &Memory<M>, pfn: Pfn, has_lock: bool) -> Result<(), PtlockAllocError> {
     if has_lock {
         ptlock_init(memory, memory.memmap().page(pfn))?;
@@ -118,6 +121,7 @@ impl<'m, M: Machine> UnpublishedTable<'m, M> {
     /// # Errors
     ///
     /// [`OutOfTables`]; whatever had been taken is given back.
+    #[cfg_attr(test, track_caller)]
     pub(crate) fn allocate(memory: &'m Memory<M>, level: Level) -> Result<Self, OutOfTables> {
         let (frames, machine) = (memory.frames(), memory.machine());
         let pfn = match level {

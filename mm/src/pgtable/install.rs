@@ -40,6 +40,7 @@ impl From<OutOfTables> for TableError {
 /// # Errors
 ///
 /// See [`TableError`].
+#[cfg_attr(test, track_caller)]
 pub fn pmd_alloc<'r, M: Machine>(
     mm: &'r Mm<M>,
     rcu: &'r RcuRead<M>,
@@ -50,6 +51,7 @@ pub fn pmd_alloc<'r, M: Machine>(
 }
 
 /// As [`pmd_alloc`], down to the table of `level`, the PMD's or above.
+#[cfg_attr(test, track_caller)]
 pub(crate) fn table_alloc<'r, M: Machine>(
     mm: &'r Mm<M>,
     rcu: &'r RcuRead<M>,
@@ -62,7 +64,7 @@ pub(crate) fn table_alloc<'r, M: Machine>(
         let slot = table.slot(address);
         let mut entry = entry_or_clear_bad(mm.machine(), slot);
         if entry.is_none() {
-            entry = install(mm, slot, below, vma)?;
+            entry = populate(mm, slot, below, vma)?;
         }
         if !entry.is_table() {
             return Err(not_a_table(entry));
@@ -77,10 +79,11 @@ pub(crate) fn table_alloc<'r, M: Machine>(
 /// # Errors
 ///
 /// See [`TableError`].
+#[cfg_attr(test, track_caller)]
 pub fn pte_alloc<M: Machine>(mm: &Mm<M>, pmd: Slot<'_, M>, vma: &Vma<M>) -> Result<(), TableError> {
     let mut entry = entry_or_clear_bad(mm.machine(), pmd);
     if entry.is_none() {
-        entry = install(mm, pmd, Level::Pte, vma)?;
+        entry = populate(mm, pmd, Level::Pte, vma)?;
     }
     if entry.is_table() { Ok(()) } else { Err(not_a_table(entry)) }
 }
@@ -139,7 +142,8 @@ pub fn get_locked_pte<'m, M: Machine>(
 
 /// Fills `slot` with a new table of `level` unless somebody else has (`pud_populate`); returns the entry that is there
 /// then.
-fn install<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>) -> Result<Entry, TableError> {
+#[cfg_attr(test, track_caller)]
+fn populate<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, level: Level, vma: &Vma<M>) -> Result<Entry, TableError> {
     let mut spare = Some(UnpublishedTable::allocate(mm.memory(), level)?);
     let entry = publish(mm, slot, &mut spare, vma);
     // A spare that is left is destroyed here, outside the lock.

@@ -43,6 +43,7 @@ pub fn ptlock_cache_init<M: Machine>(slab: Slab<M>, machine: M, frames: &FrameAl
 ///
 /// [`PtlockAllocError`], with nothing changed.
 #[allow(unsafe_code)]
+#[cfg_attr(test, track_caller)]
 pub(super) fn ptlock_init<M: Machine>(memory: &Memory<M>, page: &Page<M::Lock>) -> Result<(), PtlockAllocError> {
     assert!(page.ptl.is_empty(), "page-table lock constructed twice, or its frame is not fresh (I9)");
     let lock = ptlock_alloc(memory)?;
@@ -57,6 +58,7 @@ pub(super) fn ptlock_init<M: Machine>(memory: &Memory<M>, page: &Page<M::Lock>) 
 }
 
 /// A lock for a table, or `None` where it needs no memory of its own. Takes the slab lock if it does.
+#[cfg_attr(test, track_caller)]
 fn ptlock_alloc<M: Machine>(memory: &Memory<M>) -> Result<Option<NonNull<M::Lock>>, PtlockAllocError> {
     if PtlStorage::<M::Lock>::ALLOCATED {
         let lock = memory.alloc_value(SlabKind::PtlLock, M::Lock::new());

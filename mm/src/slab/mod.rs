@@ -139,6 +139,7 @@ impl<M: Machine> Slab<M> {
     /// # Panics
     ///
     /// If no type is registered for `kind`.
+    #[cfg_attr(test, track_caller)]
     pub fn alloc(&self, machine: M, frames: &FrameAllocator<M>, kind: SlabKind) -> Result<NonNull<u8>, OutOfMemory> {
         let site = if kind == SlabKind::PtlLock { Site::PtlLock } else { Site::Slab };
         if machine.local().injection.should_fail(site) {
@@ -226,6 +227,7 @@ impl<M: Machine> Slab<M> {
     /// # Panics
     ///
     /// If a `T` does not fit the type registered for `kind`.
+    #[cfg_attr(test, track_caller)]
     pub fn alloc_value<T>(
         &self,
         machine: M,

@@ -12,6 +12,7 @@ impl<M: Machine> Slab<M> {
     /// # Errors
     ///
     /// [`OutOfMemory`], with nothing changed.
+    #[cfg_attr(test, track_caller)]
     pub(crate) fn alloc_pgd(&self, machine: M, frames: &FrameAllocator<M>) -> Result<PhysAddr, OutOfMemory> {
         let object = self.alloc(machine, frames, SlabKind::Pgd)?;
         // SAFETY: the object lies in a frame the cache has formatted.

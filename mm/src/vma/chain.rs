@@ -32,7 +32,8 @@ impl<M: Machine> VmaChain<M> {
     }
 
     /// Allocates `vma` and appends it.
-    pub(crate) fn push(&mut self, memory: &Memory<M>, vma: Vma<M>) -> Result<(), OutOfMemory> {
+    #[cfg_attr(test, track_caller)]
+    pub(crate) fn push_new(&mut self, memory: &Memory<M>, vma: Vma<M>) -> Result<(), OutOfMemory> {
         let vma = memory.alloc_value(SlabKind::Vma, vma).map_err(|(error, _)| error)?;
         self.push_owned(vma);
         Ok(())

@@ -108,6 +108,7 @@ impl<M: Machine> VmaTree<M> {
     /// # Errors
     ///
     /// See [`SpliceError`]. Nothing has changed then, and `new` still owns its regions.
+    #[cfg_attr(test, track_caller)]
     pub(crate) fn splice(
         &self,
         memory: &Memory<M>,
@@ -127,6 +128,7 @@ impl<M: Machine> VmaTree<M> {
     /// # Errors
     ///
     /// See [`SpliceError`]. Nothing has changed then.
+    #[cfg_attr(test, track_caller)]
     pub(crate) fn prepare(
         &self,
         memory: &Memory<M>,

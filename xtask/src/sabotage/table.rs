@@ -340,6 +340,29 @@ pub const ALL: &[Sabotage] = &[
         breaks: "pages move and TLBs still have them at the old place (R15)",
         noticed_by: &[host("address_space::remap::tests::a_mapping_moves_with_its_pages")],
     },
+    // Memory that runs out.
+    Sabotage {
+        name: "move-undone",
+        breaks: "a move without memory leaves its region closed to faults (R34)",
+        noticed_by: &[
+            host("address_space::tests::sweep::every_place_that_allocates_is_seen_to_fail"),
+            host("address_space::remap::tests::every_allocation_of_a_move_may_fail"),
+            x86_64("injection::every_allocation_of_every_operation_may_fail"),
+        ],
+    },
+    Sabotage {
+        name: "move-tables",
+        breaks: "a move without memory leaves the tables it has made (R34)",
+        noticed_by: &[host("address_space::remap::tests::every_allocation_of_a_move_may_fail")],
+    },
+    Sabotage {
+        name: "frame-left",
+        breaks: "a frame that a fault has no use for is not given back (R34)",
+        noticed_by: &[
+            host("address_space::tests::sweep::every_place_that_allocates_is_seen_to_fail"),
+            x86_64("injection::every_allocation_of_every_operation_may_fail"),
+        ],
+    },
     // Translations of other CPUs.
     Sabotage {
         name: "forget-a-cpu",

@@ -53,6 +53,7 @@ impl NodeList {
     }
 
     /// `count` empty nodes.
+    #[cfg_attr(test, track_caller)]
     pub(super) fn allocate<M: Machine>(memory: &Memory<M>, count: usize) -> Result<Self, OutOfMemory> {
         let mut list = Self::new();
         for _ in 0..count {
