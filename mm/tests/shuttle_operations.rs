@@ -4,6 +4,8 @@
 //! read had been written there, no store was lost where nothing takes pages away, and all that was taken was given back.
 #![cfg(shuttle)]
 
+#[path = "shuttle_machine/rules.rs"]
+mod rules;
 mod shuttle_machine;
 
 use mm::address::{VirtAddr, VirtRange};
@@ -245,14 +247,14 @@ fn a_race_is_found() {
 #[test]
 fn everything_at_once() {
     const SCENE: Scene = Scene { places: [0x0e, 0x2e], pages: 8, operations: EVERYTHING, changers: 4, steps: 6 };
-    explore(400, |seed| play::<Small>(&SCENE, seed));
+    explore(1200, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// The same where tables have 512 entries.
 #[test]
 fn everything_at_once_in_four_levels() {
     const SCENE: Scene = Scene { places: [0x1fc, 0x5fc], pages: 8, operations: EVERYTHING, changers: 4, steps: 6 };
-    explore(100, |seed| play::<FourLevel>(&SCENE, seed));
+    explore(200, |seed| play::<FourLevel>(&SCENE, seed));
 }
 
 /// The same with entries of two words and a top table that CPUs copy (R29 to R31).
@@ -260,21 +262,21 @@ fn everything_at_once_in_four_levels() {
 fn everything_at_once_with_pae() {
     const SCENE: Scene =
         Scene { places: [0x3_fffc, 0x7_fffc], pages: 8, operations: EVERYTHING, changers: 4, steps: 6 };
-    explore(100, |seed| play::<Pae>(&SCENE, seed));
+    explore(200, |seed| play::<Pae>(&SCENE, seed));
 }
 
 /// R3, R20, R41: one CPU maps and unmaps what the others touch.
 #[test]
 fn faults_against_munmap() {
     const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Map, Unmap], changers: 1, steps: 8 };
-    explore(400, |seed| play::<Small>(&SCENE, seed));
+    explore(1200, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R3, R7, R8, R21: two CPUs take pages and tables away that the others fill again.
 #[test]
 fn faults_against_advice() {
     const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Drop, Drop, Touch], changers: 2, steps: 8 };
-    explore(400, |seed| play::<Small>(&SCENE, seed));
+    explore(1200, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R4, R25, R26: tables go under those who look at them without a lock, and under CPUs that have them loaded for nobody.
@@ -282,7 +284,7 @@ fn faults_against_advice() {
 fn lookers_and_lazy_cpus_against_advice() {
     const SCENE: Scene =
         Scene { places: SMALL, pages: 4, operations: &[Drop, Leave, Look, Touch], changers: 4, steps: 6 };
-    explore(400, |seed| play::<Small>(&SCENE, seed));
+    explore(1200, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R4, R25: the same with tables above that go too.
@@ -290,7 +292,7 @@ fn lookers_and_lazy_cpus_against_advice() {
 fn lookers_against_munmap() {
     const SCENE: Scene =
         Scene { places: SMALL, pages: 4, operations: &[Map, Unmap, Look, Look], changers: 3, steps: 8 };
-    explore(400, |seed| play::<Small>(&SCENE, seed));
+    explore(1200, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R21: of two CPUs that drop one page, the second finds nothing left to drop, and must not go on before the first has flushed.
@@ -321,28 +323,28 @@ fn nobody_reads_what_was_dropped() {
 #[test]
 fn stores_against_mprotect() {
     const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Forbid, Allow], changers: 1, steps: 8 };
-    explore(300, |seed| play::<Small>(&SCENE, seed));
+    explore(1000, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R14, R17, R18: pages are shared and copied while they are stored to.
 #[test]
 fn stores_against_fork() {
     const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Fork, Fork, Touch], changers: 2, steps: 5 };
-    explore(300, |seed| play::<Small>(&SCENE, seed));
+    explore(1000, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R15, R19: pages move between two tables while they are stored to.
 #[test]
 fn stores_against_mremap() {
     const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Move], changers: 2, steps: 6 };
-    explore(300, |seed| play::<Small>(&SCENE, seed));
+    explore(1000, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R12, R13, I34: small pages become a huge one and a huge one small ones while they are stored to.
 #[test]
 fn stores_against_collapse() {
     const SCENE: Scene = Scene { places: SMALL, pages: 4, operations: &[Collapse, Split, Look], changers: 3, steps: 6 };
-    explore(300, |seed| play::<Small>(&SCENE, seed));
+    explore(1000, |seed| play::<Small>(&SCENE, seed));
 }
 
 /// R19, I35: of two CPUs one moves pages, the other stores to them. T1 takes the entry out by a load and a store, T2's walker

@@ -33,6 +33,7 @@ pub const ALL: &[Sabotage] = &[
             host("pgtable::offset::tests::a_locked_table_stays_in_its_slot"),
             loom("loom_fault", "a_locked_table_is_hooked"),
             x86_64("race::munmap::a_locked_table_stays_in_its_slot"),
+            schedules("rules::a_locked_table_stays_in_its_slot"),
         ],
     },
     Sabotage {
@@ -42,6 +43,7 @@ pub const ALL: &[Sabotage] = &[
             host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
             loom("loom_helpers", "two_that_fault_on_one_page_agree"),
             x86_64("race::pages::first_writes_to_one_page_agree_on_one_frame"),
+            schedules("faults_against_munmap"),
         ],
     },
     Sabotage {
@@ -51,6 +53,7 @@ pub const ALL: &[Sabotage] = &[
             host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
             loom("loom_helpers", "two_that_make_one_table_agree"),
             x86_64("race::tables::first_faults_agree_on_one_missing_pte_table"),
+            schedules("faults_against_munmap"),
         ],
     },
     Sabotage {
@@ -59,6 +62,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("fault::tests::races::munmap_races_with_faults"),
             x86_64("race::munmap::a_fault_that_waits_for_its_table_gives_up_a_region_that_is_gone"),
+            schedules("faults_against_munmap"),
         ],
     },
     Sabotage {
@@ -69,12 +73,13 @@ pub const ALL: &[Sabotage] = &[
             loom("loom_fault", "a_fault_without_tables_against_munmap"),
             loom("loom_huge", "a_collapse_against_a_fault"),
             x86_64("race::munmap::a_fault_that_waits_to_link_a_table_gives_up_a_region_that_is_gone"),
+            schedules("faults_against_munmap"),
         ],
     },
     Sabotage {
         name: "none-unlocked",
         breaks: "munmap takes a slot for none without its lock, while a fault fills it (R41)",
-        noticed_by: &[loom("loom_fault", "a_fault_without_tables_against_munmap")],
+        noticed_by: &[loom("loom_fault", "a_fault_without_tables_against_munmap"), schedules("faults_against_munmap")],
     },
     Sabotage {
         name: "top-flush",
@@ -82,12 +87,17 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("pgtable::pae_tests::a_filled_entry_is_known_to_whoever_runs_on_it"),
             i686_pae("pae::a_changed_top_entry_is_loaded_by_every_cpu"),
+            schedules("rules::top_entries_come_and_go"),
         ],
     },
     Sabotage {
         name: "huge-recheck",
         breaks: "a huge page is put where another page or table has come meanwhile (I14, R13)",
-        noticed_by: &[loom("loom_huge", "two_faults_for_one_huge_page"), x86_64("race::huge::huge_faults_race")],
+        noticed_by: &[
+            loom("loom_huge", "two_faults_for_one_huge_page"),
+            x86_64("race::huge::huge_faults_race"),
+            schedules("stores_against_collapse"),
+        ],
     },
     Sabotage {
         name: "dtor",
@@ -104,12 +114,18 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "spare-left",
         breaks: "a table that lost the race for its slot is left over (I15, R1)",
-        noticed_by: &[host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame")],
+        noticed_by: &[
+            host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
+            schedules("faults_against_munmap"),
+        ],
     },
     Sabotage {
         name: "pgtables-bytes",
         breaks: "a table is linked and not counted (I6, I7)",
-        noticed_by: &[host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame")],
+        noticed_by: &[
+            host("fault::tests::races::first_faults_on_the_same_pages_agree_on_one_frame"),
+            schedules("faults_against_munmap"),
+        ],
     },
     Sabotage {
         name: "table-count",
@@ -121,7 +137,10 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "lock-left",
         breaks: "the lock of a table that is destroyed is left as it is, held or not (I12)",
-        noticed_by: &[host("pgtable::ptlock::tests::a_table_destroyed_with_its_lock_held_is_caught")],
+        noticed_by: &[
+            host("pgtable::ptlock::tests::a_table_destroyed_with_its_lock_held_is_caught"),
+            schedules("faults_against_munmap"),
+        ],
     },
     Sabotage {
         name: "ctor-unwind",
@@ -157,14 +176,15 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "section-left",
         breaks: "a read section is not closed (I18)",
-        noticed_by: &[host("pgtable::offset::tests::read_sections_balance")],
+        noticed_by: &[host("pgtable::offset::tests::read_sections_balance"), schedules("faults_against_munmap")],
     },
     Sabotage {
         name: "deposit-left",
         breaks: "the table deposited for a huge entry stays when the entry goes (I13, I14)",
-        noticed_by: &[host(
-            "fault::huge::tests::races::huge_faults_of_one_pmd_table_race_with_each_other_and_with_a_zap",
-        )],
+        noticed_by: &[
+            host("fault::huge::tests::races::huge_faults_of_one_pmd_table_race_with_each_other_and_with_a_zap"),
+            schedules("stores_against_collapse"),
+        ],
     },
     // Entries of two words.
     Sabotage {
@@ -173,6 +193,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             loom("loom_pae", "a_slot_that_is_filled_is_never_seen_half"),
             i686_pae("tearing::an_entry_of_two_words_is_never_seen_mixed"),
+            schedules("rules::an_entry_of_two_words_is_never_seen_mixed"),
         ],
     },
     Sabotage {
@@ -181,6 +202,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             loom("loom_pae", "an_entry_that_changes_in_both_words_is_the_one_or_the_other_or_none"),
             i686_pae("tearing::an_entry_that_is_replaced_under_its_reader_is_not_seen_mixed"),
+            schedules("rules::an_entry_of_two_words_is_never_seen_mixed"),
         ],
     },
     Sabotage {
@@ -205,6 +227,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("gather::tests::pages_of_many_tables_are_flushed_once"),
             host("fault::tests::races::munmap_races_with_faults"),
+            schedules("faults_against_munmap"),
         ],
     },
     Sabotage {
@@ -213,6 +236,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("gather::tests::a_gather_that_finds_anothers_work_unflushed_flushes_it"),
             x86_64("race::reclaim::advice_flushes_what_other_advice_has_not_flushed_yet"),
+            schedules("nobody_reads_what_was_dropped"),
         ],
     },
     Sabotage {
@@ -226,6 +250,7 @@ pub const ALL: &[Sabotage] = &[
             loom("loom_helpers", "a_lock_that_was_named_can_be_taken"),
             x86_64("race::reclaim::a_table_that_goes_is_not_freed_under_its_walker"),
             x86_64("race::munmap::a_table_that_is_read_is_not_freed"),
+            schedules("lookers_against_munmap"),
         ],
     },
     Sabotage {
@@ -234,12 +259,16 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("pgtable::offset::tests::a_locked_table_stays_in_its_slot"),
             loom("loom_fault", "a_locked_table_is_hooked"),
+            schedules("rules::a_locked_table_stays_in_its_slot"),
         ],
     },
     Sabotage {
         name: "floor-and-ceiling",
         breaks: "a table goes that a neighbouring region uses too (R35)",
-        noticed_by: &[host("address_space::map::tests::a_table_shared_with_a_neighbour_survives")],
+        noticed_by: &[
+            host("address_space::map::tests::a_table_shared_with_a_neighbour_survives"),
+            schedules("faults_against_munmap"),
+        ],
     },
     Sabotage {
         name: "empty-recheck",
@@ -247,6 +276,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             loom("loom_reclaim", "a_table_that_is_filled_again_stays"),
             x86_64("race::reclaim::a_table_that_is_filled_again_stays"),
+            schedules("faults_against_advice"),
         ],
     },
     Sabotage {
@@ -255,6 +285,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("address_space::advise::tests::a_table_is_cleared_and_unlinked_under_one_hold_of_its_lock"),
             loom("loom_reclaim", "a_table_that_goes_against_one_who_holds_its_pmd_lock"),
+            schedules("faults_against_advice"),
         ],
     },
     Sabotage {
@@ -263,12 +294,16 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("tlb::tests::a_downgrade_is_flushed_and_an_upgrade_is_not"),
             x86_64("race::mprotect::a_fault_that_waits_to_give_a_right_gives_up_when_it_is_gone"),
+            schedules("stores_against_mprotect"),
         ],
     },
     Sabotage {
         name: "split-flush",
         breaks: "the small pages of a huge one show while TLBs still have the large translation (I34)",
-        noticed_by: &[host("fault::huge::tests::a_split_leaves_no_large_translation_behind")],
+        noticed_by: &[
+            host("fault::huge::tests::a_split_leaves_no_large_translation_behind"),
+            schedules("stores_against_collapse"),
+        ],
     },
     Sabotage {
         name: "split-none",
@@ -277,6 +312,7 @@ pub const ALL: &[Sabotage] = &[
             host("fault::huge::tests::races::an_entry_under_split_or_protection_change_is_never_seen_as_none"),
             loom("loom_huge", "an_entry_in_split_is_never_none"),
             x86_64("race::huge::splits_race_with_faults_and_lockless_walkers"),
+            schedules("rules::an_entry_in_split_is_never_none"),
         ],
     },
     Sabotage {
@@ -286,6 +322,7 @@ pub const ALL: &[Sabotage] = &[
             host("address_space::collapse::tests::collapse_waits_for_lockless_walkers"),
             loom("loom_huge", "a_collapse_against_a_lockless_walker"),
             x86_64("race::huge::a_collapse_leaves_a_table_as_it_is_to_its_walkers"),
+            schedules("rules::a_collapse_leaves_a_table_to_its_walkers"),
         ],
     },
     Sabotage {
@@ -305,12 +342,16 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("address_space::fork::tests::a_store_on_either_side_stays_there"),
             x86_64("race::copy::a_shared_page_is_copied_once"),
+            schedules("stores_against_fork"),
         ],
     },
     Sabotage {
         name: "cow-recheck",
         breaks: "a copy is installed over an entry that has changed meanwhile (R18)",
-        noticed_by: &[host("address_space::fork::tests::races::a_shared_page_is_copied_once")],
+        noticed_by: &[
+            host("address_space::fork::tests::races::a_shared_page_is_copied_once"),
+            schedules("stores_against_fork"),
+        ],
     },
     Sabotage {
         name: "cow-flush",
@@ -318,27 +359,40 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("address_space::fork::tests::races::a_shared_page_is_copied_once"),
             x86_64("race::copy::nobody_reads_a_page_once_its_copy_shows"),
+            schedules("stores_against_fork"),
         ],
     },
     Sabotage {
         name: "fork-reference",
         breaks: "a page that is shared gets no second reference",
-        noticed_by: &[host("address_space::fork::tests::both_show_one_page_that_neither_may_write")],
+        noticed_by: &[
+            host("address_space::fork::tests::both_show_one_page_that_neither_may_write"),
+            schedules("stores_against_fork"),
+        ],
     },
     Sabotage {
         name: "fork-flush",
         breaks: "a page is shared while TLBs still let it be written (R14)",
-        noticed_by: &[host("address_space::fork::tests::a_store_on_either_side_stays_there")],
+        noticed_by: &[
+            host("address_space::fork::tests::a_store_on_either_side_stays_there"),
+            schedules("stores_against_fork"),
+        ],
     },
     Sabotage {
         name: "fork-detach",
         breaks: "faults of the parent go on while its pages are shared (R14)",
-        noticed_by: &[host("address_space::fork::tests::races::a_child_is_a_snapshot")],
+        noticed_by: &[
+            host("address_space::fork::tests::races::a_child_is_a_snapshot"),
+            schedules("rules::a_child_is_a_snapshot"),
+        ],
     },
     Sabotage {
         name: "move-flush",
         breaks: "pages move and TLBs still have them at the old place (R15)",
-        noticed_by: &[host("address_space::remap::tests::a_mapping_moves_with_its_pages")],
+        noticed_by: &[
+            host("address_space::remap::tests::a_mapping_moves_with_its_pages"),
+            schedules("stores_against_mremap"),
+        ],
     },
     // Memory that runs out.
     Sabotage {
@@ -372,6 +426,7 @@ pub const ALL: &[Sabotage] = &[
             host("fault::tests::races::munmap_races_with_faults"),
             loom("loom_tlb", "mutual_shootdown"),
             x86_64("shootdown::a_stale_translation_is_never_usable_after_munmap"),
+            schedules("faults_against_munmap"),
         ],
     },
     Sabotage {
@@ -381,6 +436,7 @@ pub const ALL: &[Sabotage] = &[
             host("fault::tests::races::munmap_races_with_faults"),
             loom("loom_tlb", "mutual_shootdown"),
             x86_64("shootdown::an_unmapping_waits_for_a_cpu_that_does_not_answer_yet"),
+            schedules("faults_against_munmap"),
         ],
     },
     Sabotage {
@@ -399,7 +455,7 @@ pub const ALL: &[Sabotage] = &[
     Sabotage {
         name: "generations",
         breaks: "a CPU drops single pages though it has missed a flush (I31, R24)",
-        noticed_by: &[loom("loom_tlb", "generations_out_of_order")],
+        noticed_by: &[loom("loom_tlb", "generations_out_of_order"), schedules("faults_against_munmap")],
     },
     Sabotage {
         name: "lazy-cpus",
@@ -408,6 +464,7 @@ pub const ALL: &[Sabotage] = &[
             host("tlb::tests::a_flush_that_frees_tables_reaches_lazy_cpus"),
             loom("loom_tlb", "lazy_cpu_against_freed_tables"),
             x86_64("tlb::lazy_cpus_leave_when_a_table_goes"),
+            schedules("everything_at_once"),
         ],
     },
     Sabotage {
@@ -417,12 +474,16 @@ pub const ALL: &[Sabotage] = &[
             host("tlb::tests::a_lazy_cpu_is_passed_by_and_catches_up"),
             loom("loom_tlb", "return_from_lazy_against_flush"),
             x86_64("tlb::lazy_cpus_are_passed_by_and_catch_up"),
+            schedules("rules::a_right_that_is_taken_is_not_used_by_who_was_lazy"),
         ],
     },
     Sabotage {
         name: "lazy-exit",
         breaks: "an address space ends while a CPU is lazy on it (I36, R37)",
-        noticed_by: &[host("tlb::tests::an_address_space_does_not_go_while_a_cpu_is_lazy_on_it")],
+        noticed_by: &[
+            host("tlb::tests::an_address_space_does_not_go_while_a_cpu_is_lazy_on_it"),
+            schedules("rules::address_spaces_end_under_lazy_cpus"),
+        ],
     },
     // The lock.
     Sabotage {
@@ -436,6 +497,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("sync::parking::tests::who_is_awake_or_waits_for_another_lock_is_not_kicked"),
             loom("loom_algorithms", "ticket_two_in_the_queue_exclude_each_other_and_wake_up"),
+            schedules("rules::whoever_waits_for_a_lock_is_woken"),
         ],
     },
     Sabotage {
@@ -444,6 +506,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("sync::parking::tests::outsiders_are_kicked_in_turn"),
             loom("loom_algorithms", "ticket_two_outside_the_queue_exclude_each_other_and_wake_up"),
+            schedules("rules::whoever_waits_for_a_lock_is_woken"),
         ],
     },
     Sabotage {
