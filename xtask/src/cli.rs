@@ -289,12 +289,12 @@ pub struct Sabotage {
     pub list: bool,
     /// Only tests of one kind.
     #[arg(long, value_enum)]
-    pub only: Option<SabotageHalf>,
+    pub only: Option<SabotageKind>,
 }
 
 /// A kind of tests that notice when a rule is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SabotageHalf {
+pub enum SabotageKind {
     /// Those of `mm` on the simulated machine.
     Host,
     /// Those under the model checker.

@@ -22,7 +22,7 @@ pub(crate) fn pgd_layout<M: Machine>() -> Option<Layout> {
     if M::Mode::TOP == Level::Pmd || size >= PAGE_SIZE {
         return None;
     }
-    Layout::from_size_align(size, if sabotaged!("pgd-align") { 1 } else { size }).ok()
+    Layout::from_size_align(size, size).ok()
 }
 
 /// Makes the pgd cache, where top tables are smaller than a frame.

@@ -111,8 +111,8 @@ pub(crate) fn pmd_table_of<'r, M: Machine>(
 }
 
 impl Regions {
-    /// The entry of `slot`; a bad one is cleared. If it looks none and the regions are detached, as it is under the slot's lock, so that no fault
-    /// of theirs can fill it afterwards.
+    /// The entry of `slot`, a bad one cleared. Of detached regions a none entry is read again under the slot's lock: no fault of
+    /// theirs can fill it afterwards (R41).
     pub(crate) fn look<M: Machine>(self, mm: &Mm<M>, slot: Slot<'_, M>) -> Entry {
         let entry = entry_or_clear_bad(mm.machine(), slot);
         if !entry.is_none() || self == Self::Kept || sabotaged!("none-unlocked") {

@@ -30,7 +30,7 @@ impl Geometry {
         let natural = if layout.size().is_power_of_two() { layout.size().min(CACHE_LINE) } else { 1 };
         let align = layout.align().max(natural).max(align_of::<u32>());
         let size = layout.size().max(LINK).next_multiple_of(align);
-        let first = size_of::<Pfn>().next_multiple_of(align);
+        let first = size_of::<Pfn>().next_multiple_of(if sabotaged!("slab-align") { 1 } else { align });
         assert!(first + size <= PAGE_SIZE, "an object of {size} bytes does not fit in a slab frame");
         Self { first, size, align, count: ((PAGE_SIZE - first) / size) as u32 }
     }

@@ -15,7 +15,7 @@ use crate::results;
 use crate::runner::{Medium, Run};
 use crate::sabotage;
 use crate::setup::{objdump, qemu};
-use crate::suite::coverage::{self, Ran};
+use crate::suite::citations::{self, Ran};
 use crate::suite::guest::{self as guest_tests, Stage};
 use crate::suite::host::{Depth, HostTests};
 use crate::suite::kernel::{self, Round};
@@ -90,7 +90,7 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
         progress.part(HOST);
         let usual = options.guest.smp >= CITED_CPUS && options.guest.mem.is_none();
         let ran = Ran { host, kernel: guest, outside: guest && from_outside, usual };
-        check_coverage(workspace, ran, &mut progress);
+        check_citations(workspace, ran, &mut progress);
     }
     if progress.tally().cases().is_empty() && (no_match || !guest) {
         bail!("no test has a name with {filter:?} in it; cargo xtask list names them");
@@ -130,19 +130,19 @@ fn require(arch: Arch, from_outside: bool) -> Result<()> {
 const CITED_CPUS: u32 = 8;
 
 /// Holds what the documentation says is shown against what has run.
-fn check_coverage(workspace: &Workspace, ran: Ran, progress: &mut Progress) {
+fn check_citations(workspace: &Workspace, ran: Ran, progress: &mut Progress) {
     let read = |name: &str| {
         let text = std::fs::read_to_string(workspace.root().join(name));
         text.map_err(|error| format!("cannot read {name}: {error}"))
     };
-    let documents: Result<String, String> = coverage::DOCUMENTS.into_iter().map(read).collect();
+    let documents: Result<String, String> = citations::DOCUMENTS.into_iter().map(read).collect();
     let complaints = match documents {
-        Ok(documents) => coverage::complaints(&documents, progress.tally().cases(), sabotage::ALL, ran),
+        Ok(documents) => citations::complaints(&documents, progress.tally().cases(), sabotage::ALL, ran),
         Err(complaint) => vec![complaint],
     };
     progress.ended(Case {
-        suite: coverage::SUITE.to_owned(),
-        name: coverage::NAME.to_owned(),
+        suite: citations::SUITE.to_owned(),
+        name: citations::NAME.to_owned(),
         outcome: if complaints.is_empty() { Outcome::Passed } else { Outcome::Failed },
         duration: None,
         detail: complaints,
@@ -255,9 +255,9 @@ pub fn list(workspace: &Workspace, filter: Option<&str>, options: &Guest) -> Res
             lines.push(line);
         }
     }
-    if coverage::NAME.contains(filter) {
-        let of = coverage::DOCUMENTS.join(" and ");
-        lines.push(format!("{} {}    the tables of {of}", coverage::SUITE, coverage::NAME));
+    if citations::NAME.contains(filter) {
+        let of = citations::DOCUMENTS.join(" and ");
+        lines.push(format!("{} {}    the tables of {of}", citations::SUITE, citations::NAME));
     }
     if lines.is_empty() {
         bail!("no test has a name with {filter:?} in it");

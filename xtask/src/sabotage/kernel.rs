@@ -61,16 +61,21 @@ impl<'a> Kernel<'a> {
                 TestStatus::Skipped(reason) => bail!("{test} was skipped: {reason}"),
             });
         }
-        let is_running = transcript.running.as_deref() == Some(test);
-        match &run.verdict {
-            Verdict::Interrupted => bail!("interrupted"),
-            Verdict::Hung(Noticed::Host(_)) if is_running => Ok(Seen::Hung(TEST_LIMIT)),
-            // The kernel says itself what stands still.
-            verdict if is_running => {
-                Ok(Seen::Failed(transcript.errors.first().cloned().unwrap_or_else(|| verdict.to_string())))
-            }
-            verdict => bail!("{test} did not run: {verdict}"),
-        }
+        let verdict = &run.verdict;
+        ensure!(*verdict != Verdict::Interrupted, "interrupted");
+        ensure!(transcript.running.as_deref() == Some(test), "{test} did not run: {verdict}");
+        Ok(ended_amid(verdict, transcript.errors.first()))
+    }
+}
+
+/// How a test went in the middle of which the run ended so, with these first words of the kernel's about an error.
+fn ended_amid(verdict: &Verdict, said: Option<&String>) -> Seen {
+    match verdict {
+        Verdict::Hung(Noticed::Host(_)) => Seen::Hung(TEST_LIMIT),
+        // That may have reasons outside of the kernel.
+        Verdict::LostOutput(_) | Verdict::QemuFailed(_) | Verdict::Interrupted => Seen::Lost(verdict.to_string()),
+        // Its own watchdog among them, which says what stands still.
+        _ => Seen::Failed(said.cloned().unwrap_or_else(|| verdict.to_string())),
     }
 }
 
@@ -100,6 +105,7 @@ impl Stage for Kernel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::{Limit, Loss};
 
     #[test]
     fn a_failed_test_says_why_once() {
@@ -107,5 +113,17 @@ mod tests {
         assert_eq!(said(&["race::a: it is 1 (a.rs:5)", "race::a: it is 2 (a.rs:5)"]), "it is 1 (a.rs:5)");
         assert_eq!(said(&["leak: 3 frames"]), "leak: 3 frames");
         assert_eq!(said(&[]), "it failed without a word");
+    }
+
+    #[test]
+    fn what_the_kernel_says_is_noticed_and_what_befalls_it_is_not() {
+        let said = "cpu 1 waits".to_owned();
+        for verdict in [Verdict::Panicked, Verdict::Reset, Verdict::Hung(Noticed::Kernel)] {
+            assert_eq!(ended_amid(&verdict, Some(&said)), Seen::Failed(said.clone()));
+        }
+        let silent = Verdict::Hung(Noticed::Host(Limit::Silence(TEST_LIMIT)));
+        for verdict in [silent, Verdict::QemuFailed(1), Verdict::LostOutput(Loss::NoEnd)] {
+            assert!(!ended_amid(&verdict, Some(&said)).is_caught());
+        }
     }
 }

@@ -99,10 +99,12 @@ pub enum Seen {
     Failed(String),
     /// It did not end within this time.
     Hung(Duration),
+    /// What it ran in was ended from outside, or died of something else, in these words.
+    Lost(String),
 }
 
 impl Seen {
-    /// Whether the test has noticed. One that only takes very long has not.
+    /// Whether the test has noticed. One that only takes very long, or whose end has another reason, has not.
     pub fn is_caught(&self) -> bool {
         matches!(self, Self::Failed(_))
     }
@@ -112,7 +114,7 @@ impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Passed => f.write_str("it passed"),
-            Self::Failed(words) => f.write_str(words),
+            Self::Failed(words) | Self::Lost(words) => f.write_str(words),
             Self::Hung(limit) => write!(f, "it did not end within {} s", limit.as_secs()),
         }
     }

@@ -1,10 +1,12 @@
 //! Test programs of the host, in which a rule can be broken.
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 
 use super::{Seen, Stage, Suite, Test};
 use crate::child::{self, Finish};
@@ -85,9 +87,15 @@ impl Stage for Programs {
             Finish::TimedOut => Seen::Hung(TEST_LIMIT),
             Finish::Exited(_) if failed => Seen::Failed(last_words(&output.output(test.name))),
             Finish::Exited(status) if status.success() => Seen::Passed,
+            Finish::Exited(status) if from_outside(status) => Seen::Lost(status.to_string()),
             Finish::Exited(status) => Seen::Failed(format!("its program died: {status}")),
         })
     }
+}
+
+/// Whether the program was ended by somebody else, or for want of memory.
+fn from_outside(status: ExitStatus) -> bool {
+    [Signal::SIGKILL, Signal::SIGTERM].iter().any(|&signal| status.signal() == Some(signal as i32))
 }
 
 /// What the programs call it.
@@ -121,5 +129,12 @@ mod tests {
         let compared = ["thread 'a' panicked at x:1:2:", "assertion failed", "  left: 1", " right: 2", "note: more"];
         assert_eq!(said(&compared), "assertion failed, left: 1, right: 2");
         assert_eq!(said(&["Error: x"]), "it failed without a word");
+    }
+
+    #[test]
+    fn a_program_that_somebody_ended_has_noticed_nothing() {
+        let ended_by = |signal: Signal| from_outside(ExitStatus::from_raw(signal as i32));
+        assert!(ended_by(Signal::SIGKILL) && ended_by(Signal::SIGTERM));
+        assert!(!ended_by(Signal::SIGABRT) && !ended_by(Signal::SIGSEGV));
     }
 }

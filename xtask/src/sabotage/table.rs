@@ -156,9 +156,12 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[host("pgtable::pgd::tests::every_allocation_of_a_top_table_may_fail")],
     },
     Sabotage {
-        name: "pgd-align",
-        breaks: "a small top table is not aligned to its size (I41)",
-        noticed_by: &[host("pgtable::pgd::tests::other_top_tables_are_frames")],
+        name: "slab-align",
+        breaks: "a top table, an object of the slab, does not lie at a multiple of its size (I41)",
+        noticed_by: &[
+            host("pgtable::pgd::tests::small_top_tables_share_a_frame_of_the_slab"),
+            host("slab::tests::objects_of_a_power_of_two_are_aligned_to_their_size"),
+        ],
     },
     Sabotage {
         name: "pdpte-bits",
@@ -513,11 +516,6 @@ pub const ALL: &[Sabotage] = &[
         name: "look-back",
         breaks: "an unlocker touches the lock once more when it may be gone (I46, R39)",
         noticed_by: &[loom("loom_algorithms", "a_lock_may_be_freed_as_soon_as_its_last_user_holds_it")],
-    },
-    Sabotage {
-        name: "try-queues",
-        breaks: "who tries for a lock in vain is counted as waiting for it (I48)",
-        noticed_by: &[loom("loom_algorithms", "trying_leaves_nothing_behind_in_any_lock")],
     },
     Sabotage {
         name: "contended-wrap",

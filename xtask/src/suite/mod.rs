@@ -1,6 +1,6 @@
 //! `cargo xtask test`: host tests, models, checks, and the tests in the kernel, one list and one sum.
 
-pub mod coverage;
+pub mod citations;
 pub mod guest;
 pub mod host;
 pub mod kernel;

@@ -132,7 +132,7 @@ impl<'a> Row<'a> {
         let columns = [(models, Kind::Model), (simulated, Kind::Simulated), (kernel, Kind::Kernel)];
         let cited: Vec<&str> = columns.iter().flat_map(|&(cell, _)| quoted(cell)).collect();
         let astray = columns.iter().find_map(|&(cell, kind)| {
-            let other = quoted(cell).into_iter().find(|citation| Kind::of(citation) != kind)?;
+            let other = quoted(cell).into_iter().find(|citation| Kind::of(citation) != Some(kind))?;
             Some(format!("{other:?} does not belong in the column of {}", kind.word()))
         });
         astray.or_else(|| shown(&cited, cases, ran)).or_else(|| self.sabotaged(&quoted(sabotaged), &cited, sabotages))
@@ -140,7 +140,7 @@ impl<'a> Row<'a> {
 
     /// A helper is shown in the kernel and on the host.
     fn one_sided(&self, cited: &[&str]) -> Option<String> {
-        let in_kernel = |citation: &&str| Kind::of(citation) == Kind::Kernel;
+        let in_kernel = |citation: &&str| Kind::of(citation) == Some(Kind::Kernel);
         if cited.iter().all(in_kernel) {
             Some("cites no test on the host".to_owned())
         } else if !cited.iter().any(in_kernel) && !ON_HOST_ALONE.contains(&self.subject) {
@@ -181,11 +181,12 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(citation: &str) -> Self {
+    fn of(citation: &str) -> Option<Self> {
         match citation.split_once(' ').map_or(citation, |(suite, _)| suite) {
-            "kernel" | "guest" => Self::Kernel,
-            suite if suite == "models" || suite.starts_with("mm/loom") => Self::Model,
-            _ => Self::Simulated,
+            "kernel" | "guest" => Some(Self::Kernel),
+            "mm" | "mm/shuttle_operations" => Some(Self::Simulated),
+            suite if suite == "models" || suite.starts_with("mm/loom") => Some(Self::Model),
+            _ => None,
         }
     }
 
@@ -332,6 +333,7 @@ mod tests {
             ("`mm a::b` | | |", r#"R4: "mm a::b" does not belong in the column of models"#),
             ("| `kernel race` | |", r#"R4: "kernel race" does not belong in the column of the simulated machine"#),
             ("| | `mm/loom_fault model` |", r#"R4: "mm/loom_fault model" does not belong in the column of the kernel"#),
+            ("| `xtask a::b` | |", r#"R4: "xtask a::b" does not belong in the column of the simulated machine"#),
             ("`mm/loom_fault model`", "R4: has not the cells of its table"),
         ] {
             assert_eq!(complaints_of("R4", cells, ALL), [complaint]);
