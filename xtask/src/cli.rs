@@ -240,7 +240,18 @@ pub struct Test {
     #[arg(
         long,
         value_enum,
-        conflicts_with_all = ["only", "repeat", "schedules", "deterministic", "gdb", "all_configs", "kernel", "list"]
+        conflicts_with_all = [
+            "only",
+            "repeat",
+            "schedules",
+            "deterministic",
+            "gdb",
+            "all_configs",
+            "kernel",
+            "list",
+            "loom_bound",
+            "seeds"
+        ]
     )]
     pub sanitize: Option<Sanitizer>,
     /// Explore the host's loom models with so many preemptions; 2 or 3 if none is given, by their size.

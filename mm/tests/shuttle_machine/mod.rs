@@ -51,10 +51,11 @@ pub fn failing_seed(seeds: Range<u64>, test: fn(seed: u64)) -> Option<u64> {
 }
 
 fn seeds(count: u64) -> Range<u64> {
-    if let Some(seed) = number("LATCHWORK_SCHEDULE") {
-        return seed..seed + 1;
-    }
-    0..count * number("LATCHWORK_SCHEDULES").unwrap_or(1)
+    let range = match number("LATCHWORK_SCHEDULE") {
+        Some(seed) => seed.checked_add(1).map(|end| seed..end),
+        None => count.checked_mul(number("LATCHWORK_SCHEDULES").unwrap_or(1)).map(|end| 0..end),
+    };
+    range.filter(|range| !range.is_empty()).expect("a number of schedules")
 }
 
 fn number(variable: &str) -> Option<u64> {

@@ -99,12 +99,9 @@ impl Scheduler for Schedules {
         match &mut self.manner {
             Manner::Any(one_in) => {
                 let stays = current.filter(|_| !is_waiting && dice.below(*one_in) != 0);
-                let others: Vec<_> = tasks.iter().map(|task| task.id()).collect();
-                let mut next = others[dice.below(others.len() as u64) as usize];
-                if is_waiting && Some(next) == current {
-                    next = *others.iter().find(|other| Some(**other) != current)?;
-                }
-                Some(stays.unwrap_or(next))
+                let may_be_next = |task: &&&Task| !is_waiting || Some(task.id()) != current;
+                let next: Vec<_> = tasks.iter().filter(may_be_next).map(|task| task.id()).collect();
+                Some(stays.unwrap_or_else(|| next[dice.below(next.len() as u64) as usize]))
             }
             Manner::Precedence { ranks, last, changes } => {
                 let most = tasks.iter().map(|task| usize::from(task.id())).max()?;

@@ -38,6 +38,10 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
         options.repeat.is_some() || options.schedules.is_some() || clock != Clock::Host || options.guest.gdb;
     let host = options.only.map_or(!kernel_alone, |half| half == Half::Host);
     let guest = options.only != Some(Half::Host);
+    let depth = Depth { loom_bound: options.loom_bound, seeds: options.seeds };
+    if !host && depth != Depth::default() {
+        bail!("--loom-bound and --seeds are for tests of the host, of which none would run");
+    }
     // Whether xtask sees what a kernel does is asked of those we built, each processor's first.
     let from_outside = !kernel_alone && options.guest.kernel.is_none();
     if guest {
@@ -51,7 +55,6 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
     let variants = setups::of_host(options, setups[0].variant);
     if host {
         progress.part(HOST);
-        let depth = Depth { loom_bound: options.loom_bound, seeds: options.seeds };
         let tests = HostTests::new(workspace, filter, &variants).with_depth(depth);
         if let Err(error) = tests.run(builder.toolchains(), &mut progress) {
             progress.ended(broken("host", &error.to_string()));

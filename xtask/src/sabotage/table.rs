@@ -293,7 +293,7 @@ pub const ALL: &[Sabotage] = &[
     },
     Sabotage {
         name: "protect-flush",
-        breaks: "a right is taken away and not flushed",
+        breaks: "a right is taken away and not flushed (I29)",
         noticed_by: &[
             host("tlb::tests::a_downgrade_is_flushed_and_an_upgrade_is_not"),
             x86_64("race::mprotect::a_fault_that_waits_to_give_a_right_gives_up_when_it_is_gone"),

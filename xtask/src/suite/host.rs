@@ -2,7 +2,6 @@
 //! models and its runs under chosen schedules, whether its example runs, and whether it compiles for a 32-bit target.
 
 use std::env;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -68,7 +67,7 @@ impl<'a> HostTests<'a> {
         Self { workspace, filter, variants, depth: Depth::default() }
     }
 
-    /// Explored so far.
+    /// To this depth.
     pub fn with_depth(self, depth: Depth) -> Self {
         Self { depth, ..self }
     }
@@ -80,9 +79,7 @@ impl<'a> HostTests<'a> {
         for variant in self.variants {
             programs.extend(self.tests_of(*variant)?);
         }
-        if let Some(mut command) = self.loom_models() {
-            programs.extend(program::build(&mut command)?);
-        }
+        programs.extend(program::build(&mut self.loom_models())?);
         programs.extend(program::build(&mut self.schedules())?);
         for program in programs {
             let mut command = self.chosen(&program);
@@ -114,13 +111,11 @@ impl<'a> HostTests<'a> {
         let mut documentation = self.cargo();
         documentation.args(["test", "--doc", "--quiet", "--package", "mm", "--", self.filter, "--format=pretty"]);
         program::run(documentation, "mm (doc)", progress)?;
-        if let Some(mut command) = self.loom_models() {
-            progress.section("loom models");
-            for program in program::build(&mut command)? {
-                let mut command = self.chosen(&program);
-                command.envs(self.depth.environment());
-                program::run_within(self.depth.limit(), command, &program.suite, progress)?;
-            }
+        progress.section("loom models");
+        for program in program::build(&mut self.loom_models())? {
+            let mut command = self.chosen(&program);
+            command.envs(self.depth.environment());
+            program::run_within(self.depth.limit(), command, &program.suite, progress)?;
         }
         progress.section("schedules");
         for program in program::build(&mut self.schedules())? {
@@ -175,10 +170,7 @@ impl<'a> HostTests<'a> {
 
     /// `mm`'s models, in which a rule can be broken.
     pub fn sabotaged_models(&self) -> Result<Vec<Program>, HostError> {
-        match self.loom_models() {
-            Some(mut command) => program::build(command.args(["--features", SABOTAGE])),
-            None => Ok(Vec::new()),
-        }
+        program::build(self.loom_models().args(["--features", SABOTAGE]))
     }
 
     /// Whole operations under chosen schedules, in which a rule can be broken.
@@ -186,11 +178,8 @@ impl<'a> HostTests<'a> {
         program::build(self.schedules().args(["--features", SABOTAGE]))
     }
 
-    /// Builds `mm`'s models, if it has any: a build of its own, since every atomic in it is loom's.
-    fn loom_models(&self) -> Option<Command> {
-        let is_model = |name: &Path| name.to_string_lossy().starts_with("loom_");
-        let tests = self.workspace.root().join("mm/tests").read_dir().ok()?;
-        tests.flatten().find(|entry| is_model(entry.file_name().as_ref()))?;
+    /// Builds `mm`'s models: a build of its own, since every atomic in it is loom's.
+    fn loom_models(&self) -> Command {
         let mut command = self.cargo();
         command.args(BUILD_TESTS).arg("--release");
         command
@@ -198,7 +187,7 @@ impl<'a> HostTests<'a> {
             .arg(self.workspace.target("loom"));
         // The models lean on `mm`'s own checks, which a release build leaves out.
         command.env("RUSTFLAGS", "--cfg loom -Cdebug-assertions");
-        Some(command)
+        command
     }
 
     /// Builds `mm`'s tests under chosen schedules: a build of its own too, since the simulated machine gives up its threads.

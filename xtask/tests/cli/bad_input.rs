@@ -19,6 +19,8 @@ fn malformed_and_absurd_numbers_are_refused_before_anything_starts() {
         ("--timeout=99999999999999999999", "between 1 and 86400"),
         ("--deterministic=11", "between 0 and 10"),
         ("--repeat=0", "between 1 and"),
+        ("--loom-bound=0", "between 1 and"),
+        ("--seeds=-1", "a number of times"),
         ("--seed=-1", "invalid digit"),
         ("--accel=xen", "possible values"),
         ("--arch=i386", "possible values: x86_64, i686-pae"),
@@ -117,6 +119,9 @@ fn options_that_contradict_each_other() {
         &["test", "--accel", "kvm", "--deterministic"],
         &["test", "--sanitize", "thread", "--only", "kernel"],
         &["test", "--sanitize", "address", "--all-configs"],
+        &["test", "--sanitize", "thread", "--loom-bound", "3"],
+        &["test", "--only", "kernel", "--loom-bound", "3"],
+        &["test", "--repeat", "3", "--seeds", "3"],
         &["frobnicate"],
     ] {
         let bench = Bench::new("", "exit 33");
