@@ -120,6 +120,8 @@ impl Lock {
         let cpu = last.cpus[number];
         let (at, shows) = match cpu.at {
             At::Away if cpu.turns == 0 => return None,
+            // Whatever the lock is: a ticket may be served at once.
+            At::Outside if cpu.rounds == 0 => (At::Queues(state.take_ticket()), Shows::Awake),
             At::Away | At::Outside if !last.is_locked() => {
                 state.take_ticket();
                 (At::Owner, Shows::Nothing)
@@ -128,7 +130,6 @@ impl Lock {
                 state.cpus[number].rounds = self.rounds;
                 (At::Outside, Shows::Awake)
             }
-            At::Outside if cpu.rounds == 0 => (At::Queues(state.take_ticket()), Shows::Awake),
             At::Outside => {
                 state.cpus[number].rounds -= 1;
                 (At::Polled(None), Shows::Awake)
@@ -253,6 +254,11 @@ impl Model for Lock {
             Property::sometimes("a sleeper in the queue is kicked", |_, state: &State| {
                 state.cpus.iter().any(|cpu| cpu.kicked && matches!(cpu.at, At::Sleeps(_)))
             }),
+            Property::sometimes("a ticket is served at once", |model: &Self, state: &State| {
+                let has_ticket = |next: State, number: usize| matches!(next.cpus[number].at, At::Queues(_));
+                let takes = |number| model.run(state, number).is_some_and(|next| has_ticket(next, number));
+                !state.is_locked() && (0..CPUS).any(takes)
+            }),
         ]
     }
 }
@@ -276,12 +282,12 @@ fn waiters_outside_the_queue_have_their_turn() {
 
 #[test]
 fn each_rule_is_needed() {
-    for without in [Without::SecondLook, Without::KickInQueue] {
-        breaks(lock(0, without), STUCK);
+    let [queued, outside] = [0, 1].map(|rounds| move |without| lock(rounds, without));
+    for without in [Without::SecondLook, Without::KickInQueue, Without::Wrapping] {
+        breaks(queued, without, STUCK);
     }
     for without in [Without::KickOutside, Without::Counting, Without::CountedLook] {
-        breaks(lock(1, without), STUCK);
+        breaks(outside, without, STUCK);
     }
-    breaks(lock(0, Without::Wrapping), STUCK);
-    breaks(lock(0, Without::Turns), EXCLUDES);
+    breaks(queued, Without::Turns, EXCLUDES);
 }
