@@ -1,4 +1,4 @@
-//! Copies and moves against faults, every interleaving within a bound of preemptions (R15, R17). A whole fork
+//! Copies and moves against faults, every interleaving within a bound of preemptions (R15, R17, R18). A whole fork
 //! is too long for the checker; the simulated machine has its races.
 //!
 //! Two levels of four entries, two CPUs in one address space; a second address space shares its first page.
@@ -106,6 +106,19 @@ fn an_entry_under_copy_is_not_taken_for_none() {
                 let seen = handle_mm_fault(family.mm(), WRITTEN, Access::Read);
                 assert!(matches!(seen, Ok(Resolution::Spurious | Resolution::Raced)), "{seen:?}");
             }
+        },
+        |mm| is_own(mm, WRITTEN),
+    );
+}
+
+/// R18: two CPUs write one shared page. It is copied once; the other finds the copy, or lost the race and will.
+#[test]
+fn two_that_write_a_shared_page_make_one_copy() {
+    model(
+        true,
+        |family, _| {
+            let seen = handle_mm_fault(family.mm(), WRITTEN, Access::Write);
+            assert!(matches!(seen, Ok(Resolution::PageCopied | Resolution::Spurious | Resolution::Raced)), "{seen:?}");
         },
         |mm| is_own(mm, WRITTEN),
     );

@@ -346,6 +346,7 @@ pub const ALL: &[Sabotage] = &[
             host("address_space::fork::tests::a_store_on_either_side_stays_there"),
             x86_64("race::copy::a_shared_page_is_copied_once"),
             schedules("stores_against_fork"),
+            loom("loom_fork", "two_that_write_a_shared_page_make_one_copy"),
         ],
     },
     Sabotage {
@@ -354,6 +355,7 @@ pub const ALL: &[Sabotage] = &[
         noticed_by: &[
             host("address_space::fork::tests::races::a_shared_page_is_copied_once"),
             schedules("stores_against_fork"),
+            loom("loom_fork", "two_that_write_a_shared_page_make_one_copy"),
         ],
     },
     Sabotage {
