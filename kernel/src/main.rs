@@ -11,6 +11,8 @@ extern crate alloc;
 mod boot;
 #[cfg(target_os = "none")]
 mod cmdline;
+#[cfg(all(target_os = "none", feature = "coverage"))]
+mod coverage;
 #[cfg(target_os = "none")]
 mod exit;
 #[cfg(target_os = "none")]

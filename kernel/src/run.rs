@@ -90,6 +90,8 @@ fn perform(options: &Options, cpus: usize) -> ! {
         .number("failed", tally.failed)
         .number("skipped", tally.skipped)
         .emit();
+    #[cfg(feature = "coverage")]
+    crate::coverage::write();
     exit(if tally.failed == 0 { ExitCode::Passed } else { ExitCode::Failed })
 }
 

@@ -124,6 +124,8 @@ pub struct Variant {
     pub profile: Profile,
     /// Whether rules can be broken in it.
     pub sabotage: bool,
+    /// Whether it counts what it executes.
+    pub coverage: bool,
 }
 
 impl Variant {
@@ -138,6 +140,7 @@ impl Variant {
                 levels: Levels::Four,
                 profile,
                 sabotage: false,
+                coverage: false,
             })
         })
     }
@@ -156,7 +159,8 @@ impl Variant {
     pub fn features(self) -> Vec<&'static str> {
         let five_levels = (self.levels == Levels::Five).then_some("five-level");
         let sabotage = self.sabotage.then_some("sabotage");
-        self.lock_features().into_iter().chain(five_levels).chain(sabotage).collect()
+        let coverage = self.coverage.then_some("coverage");
+        self.lock_features().into_iter().chain(five_levels).chain(sabotage).chain(coverage).collect()
     }
 
     /// What to type to get it.
@@ -179,7 +183,8 @@ impl Variant {
         let arch = if self.arch == Arch::X86_64 { String::new() } else { format!("-{}", self.arch.word()) };
         let levels = if self.levels == Levels::Five { "-5level" } else { "" };
         let sabotage = if self.sabotage { "-sabotage" } else { "" };
-        format!("kernel{arch}-{}{levels}{sabotage}-{}.elf", self.name(), self.profile.name())
+        let coverage = if self.coverage { "-coverage" } else { "" };
+        format!("kernel{arch}-{}{levels}{sabotage}{coverage}-{}.elf", self.name(), self.profile.name())
     }
 }
 
@@ -234,6 +239,18 @@ pub fn for_kernel_target(command: &mut Command, arch: Arch, toolchain: &Toolchai
     }
 }
 
+/// Crates compiled for the kernel's target.
+pub const KERNEL_CRATES: [&str; 4] = ["kernel", "arch-x86", "handover", "mm"];
+
+/// Makes the crates of ours that are built count what they execute; the kernel itself is the runtime that this takes.
+fn count_what_runs(command: &mut Command, profile: Profile) {
+    command.env("RUSTC_BOOTSTRAP", "1").arg("-Zprofile-rustflags");
+    for name in KERNEL_CRATES {
+        let flags = r#"["-Cinstrument-coverage", "-Zno-profiler-runtime"]"#;
+        command.arg("--config").arg(format!("profile.{}.package.{name}.rustflags={flags}", profile.name()));
+    }
+}
+
 /// Builds what runs in the guest.
 pub struct Builder<'a> {
     workspace: &'a Workspace,
@@ -263,6 +280,9 @@ impl<'a> Builder<'a> {
         command.args(["build", "--package", "kernel", "--profile", variant.profile.name()]);
         for_kernel_target(&mut command, variant.arch, &toolchain, self.workspace);
         command.arg("--features").arg(variant.features().join(","));
+        if variant.coverage {
+            count_what_runs(&mut command, variant.profile);
+        }
         run(&mut command, "kernel")?;
         let folder = self.workspace.target("kernel").join(variant.arch.folder());
         let built = folder.join(variant.profile.name()).join("kernel");

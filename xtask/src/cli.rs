@@ -374,6 +374,12 @@ pub struct Coverage {
     /// Only what tests reach whose name contains this.
     #[arg(value_parser = options::word)]
     pub filter: Option<String>,
+    /// What the tests in the kernel reach, of the kernel too.
+    #[arg(long)]
+    pub kernel: bool,
+    /// The kernel to measure.
+    #[arg(long, value_enum, default_value = "x86_64", requires = "kernel")]
+    pub arch: Arch,
     /// Write the lines in LCOV's form.
     #[arg(long, value_name = "PATH")]
     pub lcov: Option<PathBuf>,

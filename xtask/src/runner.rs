@@ -45,6 +45,8 @@ pub struct Plan {
     pub log: Level,
     /// Port of the debugger to wait for. Time limits are off then.
     pub gdb: Option<u16>,
+    /// File for the counts of a kernel that counts what it executes.
+    pub counts: Option<PathBuf>,
 }
 
 /// One run that was made.
@@ -107,6 +109,7 @@ pub fn run(workspace: &Workspace, qemu: &Path, plan: &Plan, observer: &mut dyn O
         gdb: plan.gdb,
         serial: &saved.serial(),
         monitor: &Session::monitor_path(),
+        debug_console: plan.counts.as_deref(),
     };
     let words = invocation.arguments();
     let session = Session::start(qemu, &invocation, &saved.file("qemu.log"))?;

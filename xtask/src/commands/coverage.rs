@@ -1,7 +1,9 @@
-//! `cargo xtask coverage`: which lines of `mm` its host tests reach.
+//! `cargo xtask coverage`: which lines of `mm` its host tests reach; with `--kernel`, which lines the tests in the kernel reach.
 //!
 //! The tests are built once more, instrumented, with each set of locks that compiles code of its own, and what all these
 //! programs counted is added up. Models and documentation tests are left out: the former are of another build of `mm`.
+
+mod kernel;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,42 +22,33 @@ use crate::suite::program::{self, BUILD_TESTS, Program};
 use crate::suite::progress::Progress;
 use crate::workspace::Workspace;
 
+/// What counts as `mm`, and what its tests run on.
+const HOST_SUMS: [lines::Sum; 2] = [("the simulated machine", "machine/sim/"), ("mm", "")];
+
 /// The instrumented builds.
 const BUILDS: [(Locks, bool); 3] = [(Locks::Split, false), (Locks::Single, false), (Locks::Split, true)];
 
 /// Runs the tests and prints what they reach; whether all passed.
 pub fn coverage(workspace: &Workspace, options: &cli::Coverage) -> Result<bool> {
+    if options.kernel {
+        return kernel::coverage(workspace, options);
+    }
     let mut toolchains = Toolchains::new(workspace);
     let toolchain = toolchains.require(Need::KernelTarget)?;
     let readers = llvm::require_readers(&toolchain)?;
     let filter = options.filter.as_deref().unwrap_or_default();
-    let mut measured = Measured::prepare(workspace, filter)?;
+    let mut measured = Measured::prepare(workspace)?;
     let mut progress = Progress::new();
     for (locks, debug_locks) in BUILDS {
         let (arch, levels, profile) = (Arch::X86_64, Levels::Four, Profile::Release);
-        let variant = Variant { arch, locks, debug_locks, levels, profile, sabotage: false };
+        let variant = Variant { arch, locks, debug_locks, levels, profile, sabotage: false, coverage: true };
         progress.section(&format!("host tests of mm, {} locks", variant.name()));
-        measured.run(&toolchains, &toolchain, variant, &mut progress)?;
+        measured.run(&toolchains, &toolchain, variant, filter, &mut progress)?;
     }
     ensure!(!interrupt::requested(), "interrupted");
     ensure!(!progress.tally().cases().is_empty(), "no test of mm has a name with {filter:?} in it");
     let tally = progress.close();
-
-    measured.join(&readers)?;
-    let lcov = measured.read(&readers, &["export", "--format=lcov", "--skip-functions"])?;
-    let source = |path: &Path| fs::read_to_string(path).ok();
-    let covered = lines::read(&lcov, &workspace.root().join("mm/src"), source);
-    ensure!(!covered.is_empty(), "llvm-cov found no line of mm in what the tests counted");
-    if let Some(path) = &options.lcov {
-        super::write(path, &lcov)?;
-    }
-    if let Some(folder) = &options.html {
-        let output = format!("--output-dir={}", folder.display());
-        let sources = workspace.root().join("mm/src");
-        measured.read(&readers, &["show", "--format=html", &output, "--sources", &sources.to_string_lossy()])?;
-        println!("{}", folder.join("index.html").display());
-    }
-    println!("\n{}", lines::report(&covered));
+    measured.show(&readers, options, Path::new("mm/src"), &HOST_SUMS)?;
     println!("{tally}");
     Ok(tally.passed())
 }
@@ -63,7 +56,6 @@ pub fn coverage(workspace: &Workspace, options: &cli::Coverage) -> Result<bool> 
 /// Programs that count what they execute, and what they counted.
 struct Measured<'a> {
     workspace: &'a Workspace,
-    filter: &'a str,
     /// Where each run leaves its counts.
     counts: PathBuf,
     /// All counts, joined.
@@ -73,13 +65,14 @@ struct Measured<'a> {
 
 impl<'a> Measured<'a> {
     /// Forgets the counts of an earlier call.
-    fn prepare(workspace: &'a Workspace, filter: &'a str) -> Result<Self> {
+    fn prepare(workspace: &'a Workspace) -> Result<Self> {
         let counts = workspace.out("coverage");
         if counts.exists() {
             fs::remove_dir_all(&counts).with_context(|| format!("cannot empty {}", counts.display()))?;
         }
+        fs::create_dir_all(&counts).with_context(|| format!("cannot make {}", counts.display()))?;
         let joined = counts.join("all.profdata");
-        Ok(Self { workspace, filter, counts, joined, programs: Vec::new() })
+        Ok(Self { workspace, counts, joined, programs: Vec::new() })
     }
 
     /// Builds and runs the tests of one build of `mm`.
@@ -88,6 +81,7 @@ impl<'a> Measured<'a> {
         toolchains: &Toolchains,
         toolchain: &Toolchain,
         variant: Variant,
+        filter: &str,
         progress: &mut Progress,
     ) -> Result<()> {
         let mut command = toolchains.cargo(toolchain)?;
@@ -98,11 +92,30 @@ impl<'a> Measured<'a> {
         command.arg("--features").arg(variant.lock_features().join(","));
         for program in program::build(&mut command)? {
             let Program { suite, executable, .. } = &program;
-            let mut run = program.command(self.filter);
+            let mut run = program.command(filter);
             run.env("LLVM_PROFILE_FILE", self.counts.join("%m-%p.profraw"));
             program::run(run, &format!("{suite} ({})", variant.name()), progress)?;
             self.programs.push(executable.clone());
         }
+        Ok(())
+    }
+
+    /// Prints what was reached of the sources below `folder`, and writes what else was asked for.
+    fn show(&self, readers: &Readers, options: &cli::Coverage, folder: &Path, sums: &[lines::Sum]) -> Result<()> {
+        self.join(readers)?;
+        let sources = self.workspace.root().join(folder);
+        let lcov = self.read(readers, &["export", "--format=lcov", "--skip-functions"])?;
+        let covered = lines::read(&lcov, &sources, |path| fs::read_to_string(path).ok());
+        ensure!(!covered.is_empty(), "llvm-cov found no line of ours in what the tests counted");
+        if let Some(path) = &options.lcov {
+            super::write(path, &lcov)?;
+        }
+        if let Some(folder) = &options.html {
+            let output = format!("--output-dir={}", folder.display());
+            self.read(readers, &["show", "--format=html", &output, "--sources", &sources.to_string_lossy()])?;
+            println!("{}", folder.join("index.html").display());
+        }
+        println!("\n{}", lines::report(&covered, sums));
         Ok(())
     }
 

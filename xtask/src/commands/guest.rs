@@ -29,6 +29,7 @@ pub fn variant(options: &cli::Variant) -> Result<Variant> {
         levels: options.levels,
         profile: if options.debug { Profile::Debug } else { Profile::Release },
         sabotage: false,
+        coverage: false,
     })
 }
 
@@ -86,6 +87,7 @@ pub fn plan(options: &Guest, machine: Machine, medium: Medium, task: Task, seed:
         margin: options.margin.unwrap_or(timing::MARGIN),
         log: options.log,
         gdb: options.gdb.then_some(options.gdb_port),
+        counts: None,
     }
 }
 

@@ -8,13 +8,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::build::{Arch, for_kernel_target};
+use crate::build::{Arch, KERNEL_CRATES, for_kernel_target};
 use crate::setup::toolchain::{Need, Toolchains};
 use crate::workspace::Workspace;
 
-/// Crates compiled for the kernel's target.
-const KERNEL_CRATES: [&str; 4] = ["kernel", "arch-x86", "handover", "mm"];
-/// Their folders.
+/// Folders of the crates compiled for the kernel's target.
 const KERNEL_FOLDERS: [&str; 4] = ["kernel/src/", "arch/x86/src/", "handover/src/", "mm/src/"];
 /// A lint that every function with a value trips over; nobody wants to follow it.
 const PROBE_LINT: &str = "clippy::implicit_return";

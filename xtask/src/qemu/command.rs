@@ -41,6 +41,8 @@ pub struct Invocation<'a> {
     pub serial: &'a Path,
     /// Socket of the monitor.
     pub monitor: &'a Path,
+    /// File the debug console writes to, if there is one.
+    pub debug_console: Option<&'a Path>,
 }
 
 impl Invocation<'_> {
@@ -61,6 +63,9 @@ impl Invocation<'_> {
         arguments.file("-serial", "file:", self.serial);
         arguments.file("-qmp", "unix:", self.monitor);
         arguments.append(",server=on,wait=off");
+        if let Some(path) = self.debug_console {
+            arguments.file("-debugcon", "file:", path);
+        }
         let words = self.command_line.to_string().replace(',', ",,");
         arguments.option("-fw_cfg", &format!("name=opt/latchwork/cmdline,string={words}"));
         match self.medium {
@@ -141,6 +146,7 @@ mod tests {
             gdb: None,
             serial: Path::new("/a,b/serial.log"),
             monitor: Path::new("/tmp/m"),
+            debug_console: Some(Path::new("/a,b/counts")),
         };
         let words: Vec<_> = invocation.arguments().into_iter().map(|word| word.into_string().unwrap()).collect();
         words.join(" ")
@@ -150,6 +156,7 @@ mod tests {
     fn commas_are_doubled_where_qemu_splits_at_them() {
         let line = arguments(EIGHT_CPUS, 1);
         assert!(line.contains("-serial file:/a,,b/serial.log"), "{line}");
+        assert!(line.contains("-debugcon file:/a,,b/counts"), "{line}");
         assert!(line.contains("filter=a,,b seed=1"), "{line}");
     }
 

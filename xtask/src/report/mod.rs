@@ -172,6 +172,7 @@ mod tests {
             margin: Duration::ZERO,
             log: Level::Info,
             gdb: None,
+            counts: None,
         };
         report(&plan, &transcript)
     }

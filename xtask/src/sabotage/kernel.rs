@@ -36,6 +36,7 @@ impl<'a> Kernel<'a> {
             levels: Levels::Four,
             profile: Profile::Release,
             sabotage: true,
+            coverage: false,
         };
         let kernel = Builder::new(workspace).kernel(variant)?;
         Ok(Self { workspace, emulator, kernel, machine })
@@ -51,6 +52,7 @@ impl<'a> Kernel<'a> {
             margin: timing::MARGIN,
             log: Level::Info,
             gdb: None,
+            counts: None,
         };
         let run = runner::run(self.workspace, &self.emulator, &plan, &mut ())?;
         let transcript = &run.ended.transcript;

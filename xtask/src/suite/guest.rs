@@ -421,7 +421,8 @@ impl Stage<'_, '_> {
     }
 
     fn plan(&self, task: Task, medium: Medium, machine: Machine) -> Plan {
-        Plan { machine, medium, task, seed: 1, timeout: None, margin: timing::MARGIN, log: Level::Info, gdb: None }
+        let (margin, log) = (timing::MARGIN, Level::Info);
+        Plan { machine, medium, task, seed: 1, timeout: None, margin, log, gdb: None, counts: None }
     }
 
     fn run(&self, plan: &Plan) -> Result<Run, Complaint> {
