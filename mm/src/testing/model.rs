@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Contents of memory objects: of each by page.
-pub(super) type Objects = Vec<BTreeMap<u64, u64>>;
+pub(in crate::testing) type Objects = Vec<BTreeMap<u64, u64>>;
 
 /// What backs a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(in crate::testing) enum Kind {
     /// The page holds what this address space stored.
     Private,
     /// The same, in an explicit huge page of so many small ones.
@@ -30,33 +30,33 @@ impl Kind {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Page {
+pub(in crate::testing) struct Page {
     /// Which region it is in. One that is cut becomes two; none are ever merged.
     region: u64,
-    pub(super) kind: Kind,
-    pub(super) write: bool,
+    pub(in crate::testing) kind: Kind,
+    pub(in crate::testing) write: bool,
     /// What it holds, unless that is the object's affair.
     value: u64,
 }
 
 /// What an address space must show, and what its operations must answer.
 #[derive(Clone, Default)]
-pub(super) struct Model {
+pub(in crate::testing) struct Model {
     pages: BTreeMap<u64, Page>,
     regions: u64,
 }
 
 impl Model {
-    pub(super) fn page(&self, at: u64) -> Option<&Page> {
+    pub(in crate::testing) fn page(&self, at: u64) -> Option<&Page> {
         self.pages.get(&at)
     }
 
     /// Pages that hold something of this address space's own.
-    pub(super) fn written(&self) -> impl Iterator<Item = u64> {
+    pub(in crate::testing) fn written(&self) -> impl Iterator<Item = u64> {
         self.pages.iter().filter(|(_, page)| page.value != 0).map(|(number, _)| *number)
     }
 
-    pub(super) fn read(&self, at: u64, objects: &Objects) -> Result<u64, FaultError> {
+    pub(in crate::testing) fn read(&self, at: u64, objects: &Objects) -> Result<u64, FaultError> {
         let page = self.pages.get(&at).ok_or(FaultError::NotMapped)?;
         Ok(match page.kind {
             Kind::Object { number, page } => objects[number].get(&page).copied().unwrap_or(0),
@@ -64,7 +64,7 @@ impl Model {
         })
     }
 
-    pub(super) fn write(&mut self, at: u64, value: u64, objects: &mut Objects) -> Result<(), FaultError> {
+    pub(in crate::testing) fn write(&mut self, at: u64, value: u64, objects: &mut Objects) -> Result<(), FaultError> {
         let page = self.pages.get_mut(&at).ok_or(FaultError::NotMapped)?;
         if !page.write {
             return Err(FaultError::Forbidden);
@@ -78,7 +78,7 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn map(
+    pub(in crate::testing) fn map(
         &mut self,
         range: Range<u64>,
         write: bool,
@@ -105,14 +105,14 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn unmap(&mut self, range: Range<u64>) -> Result<(), MapError> {
+    pub(in crate::testing) fn unmap(&mut self, range: Range<u64>) -> Result<(), MapError> {
         self.check_huge_pages(&range)?;
         self.cut(range.end);
         self.pages.retain(|number, _| !range.contains(number));
         Ok(())
     }
 
-    pub(super) fn protect(&mut self, range: Range<u64>, write: bool) -> Result<(), MapError> {
+    pub(in crate::testing) fn protect(&mut self, range: Range<u64>, write: bool) -> Result<(), MapError> {
         self.check_huge_pages(&range)?;
         self.check_mapped(&range)?;
         self.cut(range.start);
@@ -121,14 +121,19 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn discard(&mut self, range: Range<u64>) -> Result<(), MapError> {
+    pub(in crate::testing) fn discard(&mut self, range: Range<u64>) -> Result<(), MapError> {
         self.check_mapped(&range)?;
         self.check_huge_pages(&range)?;
         self.pages.range_mut(range).for_each(|(_, page)| page.value = 0);
         Ok(())
     }
 
-    pub(super) fn remap(&mut self, old: Range<u64>, new: Range<u64>, object_pages: u64) -> Result<(), MapError> {
+    pub(in crate::testing) fn remap(
+        &mut self,
+        old: Range<u64>,
+        new: Range<u64>,
+        object_pages: u64,
+    ) -> Result<(), MapError> {
         let first = *self.pages.get(&old.start).ok_or(MapError::NotMapped)?;
         let inside = self.pages.range(old.clone()).filter(|(_, page)| page.region == first.region).count();
         if inside as u64 != old.end - old.start {
@@ -172,14 +177,14 @@ impl Model {
     }
 
     /// What a child shows: everything but explicit huge pages.
-    pub(super) fn fork(&self) -> Self {
+    pub(in crate::testing) fn fork(&self) -> Self {
         let mut child = self.clone();
         child.pages.retain(|_, page| !matches!(page.kind, Kind::Huge(_)));
         child
     }
 
     /// Whether `span` lies in one region of private memory.
-    pub(super) fn is_one_private_region(&self, span: Range<u64>) -> bool {
+    pub(in crate::testing) fn is_one_private_region(&self, span: Range<u64>) -> bool {
         let region = self.pages.get(&span.start).map(|page| page.region);
         let belongs = |page: &Page| Some(page.region) == region && page.kind == Kind::Private;
         self.pages.range(span.clone()).filter(|(_, page)| belongs(page)).count() as u64 == span.end - span.start

@@ -26,10 +26,10 @@ const INSTRUMENTED: [&str; 6] = [
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
-/// Seconds one input may take.
-const INPUT_LIMIT: u32 = 10;
+/// Seconds one input may take, however busy the machine is.
+const INPUT_LIMIT: u32 = 60;
 /// Time a target gets beyond what it was given, to read its inputs and to end.
-const MARGIN: Duration = Duration::from_secs(120);
+const MARGIN: Duration = Duration::from_secs(600);
 /// Time that one input gets which is repeated.
 const REPEAT_LIMIT: Duration = Duration::from_secs(120);
 
