@@ -95,7 +95,7 @@ impl Injection {
     }
 
     /// Where the first allocation that failed was asked for.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn place(&self) -> Option<&'static Location<'static>> {
         *self.place.lock().expect("nobody panics with it")
     }
