@@ -1,6 +1,7 @@
 //! A whole life of an address space and its child, with each of its allocations failing in turn (R34).
 
 mod against_a_model;
+mod scarce;
 mod sweep;
 
 use crate::config::{USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};

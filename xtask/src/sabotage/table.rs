@@ -405,7 +405,6 @@ pub const ALL: &[Sabotage] = &[
         breaks: "a move without memory leaves its region closed to faults (R34)",
         noticed_by: &[
             host("address_space::tests::sweep::every_place_that_allocates_is_seen_to_fail"),
-            host("address_space::remap::tests::every_allocation_of_a_move_may_fail"),
             x86_64("injection::every_allocation_of_every_operation_may_fail"),
         ],
     },
