@@ -229,7 +229,8 @@ pub struct Test {
     /// Run the kernel's tests so many times.
     #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
     pub repeat: Option<u32>,
-    /// Run the kernel's tests under so many deterministic schedules, and name those that fail.
+    /// Run the kernel's tests under so many deterministic schedules, and name those that fail. Without a filter the races
+    /// have a few of them anyway.
     #[arg(long, value_name = "N", value_parser = options::times, conflicts_with_all = ["deterministic", "repeat", "gdb"])]
     pub schedules: Option<u32>,
     /// Run all tests with each placement of page-table locks, without and with their checks, and the usual build on
@@ -430,21 +431,29 @@ pub enum NightlyPart {
     Thread,
     /// Which lines of mm the host's tests reach.
     Coverage,
+    /// Which lines of the kernel its tests reach.
+    KernelCoverage,
     /// Each rule broken once, and who notices.
     Sabotage,
-    /// Ten minutes of random input for each of the fuzz targets.
+    /// A minute of random input for each of the fuzz targets.
     Fuzz,
-    /// Every test with every build of the 64-bit kernel, on 1 to 8 CPUs.
+    /// The tests of the host with every placement of page-table locks.
+    Host,
+    /// Loom's models with more preemptions.
+    Loom,
+    /// The simulated machine under twenty times as many schedules.
+    Shuttle,
+    /// The tests in every build of the 64-bit kernel, on 1 to 8 CPUs.
     #[value(name = "x86_64")]
     X86_64,
-    /// Every test with every build of the 32-bit kernel, on 1 to 8 CPUs.
+    /// The tests in every build of the 32-bit kernel, on 1 to 8 CPUs.
     #[value(name = "i686-pae")]
     I686Pae,
     /// The kernel with five levels of page tables.
     FiveLevels,
     /// Both kernels with debug assertions.
     Assertions,
-    /// The kernels' tests ten times, each time with another seed.
+    /// The kernels' races ten times, each time with another seed.
     Repeats,
     /// The kernels' races under fifty deterministic schedules.
     Schedules,

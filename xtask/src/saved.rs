@@ -23,7 +23,11 @@ impl SavedRun {
         let existing = Self::all(workspace)?;
         let last = existing.last().map_or(0, Self::number);
         for old in existing.iter().rev().skip(KEPT - 1) {
-            fs::remove_dir_all(&old.folder)?;
+            match fs::remove_dir_all(&old.folder) {
+                // Another run was quicker.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         let mut number = last + 1;
         loop {

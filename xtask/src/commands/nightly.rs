@@ -30,13 +30,17 @@ impl NightlyPart {
             Self::Address => "test --sanitize address",
             Self::Thread => "test --sanitize thread",
             Self::Coverage => "coverage",
+            Self::KernelCoverage => "coverage --kernel",
             Self::Sabotage => "sabotage",
-            Self::Fuzz => "fuzz --time 600",
-            Self::X86_64 => "test --all-configs --arch x86_64",
-            Self::I686Pae => "test --all-configs --arch i686-pae",
+            Self::Fuzz => "fuzz --time 60",
+            Self::Host => "test --only host --all-configs",
+            Self::Loom => "test --only host --loom-bound 3 loom",
+            Self::Shuttle => "test --only host --seeds 20 shuttle",
+            Self::X86_64 => "test --only kernel --all-configs --arch x86_64",
+            Self::I686Pae => "test --only kernel --all-configs --arch i686-pae",
             Self::FiveLevels => "test --only kernel --levels 5",
             Self::Assertions => "test --only kernel --debug",
-            Self::Repeats => "test --repeat 10",
+            Self::Repeats => "test --repeat 10 race",
             Self::Schedules => "test --schedules 50 race",
         }
     }
@@ -120,7 +124,9 @@ pub fn nightly(workspace: &Workspace, options: &cli::Nightly) -> Result<bool> {
         kept.write(&file)?;
         ended?;
     }
-    println!("\n{}", summary(&parts, &kept.parts));
+    let summary = summary(&parts, &kept);
+    println!("\n{summary}");
+    super::write(&run.folder.join("summary.txt"), &(summary + "\n"))?;
     Ok(parts.iter().all(|part| kept.parts.get(&part.name()).is_some_and(|ended| ended.passed)))
 }
 
@@ -177,19 +183,21 @@ impl Run {
     }
 }
 
-/// A row for each part, and how many passed.
-fn summary(parts: &[NightlyPart], ended: &BTreeMap<String, Ended>) -> String {
+/// A row for each part that has run, how many passed, how long they took, and of which source all that is.
+fn summary(parts: &[NightlyPart], kept: &Kept) -> String {
     let mut table = Table::new(&["part", "result", "minutes", "closing line"]);
     table.left_aligned();
-    let (mut passed, mut failed) = (0, 0);
+    let minutes = |seconds: u64| format!("{}:{:02}", seconds / 60, seconds % 60);
+    let (mut passed, mut failed, mut seconds) = (0, 0, 0);
     for part in parts {
-        let Some(ended) = ended.get(&part.name()) else { continue };
+        let Some(ended) = kept.parts.get(&part.name()) else { continue };
         let word = if ended.passed { "passed" } else { "FAILED" };
         *(if ended.passed { &mut passed } else { &mut failed }) += 1;
-        let minutes = format!("{}:{:02}", ended.seconds / 60, ended.seconds % 60);
-        table.row(vec![part.name(), word.to_owned(), minutes, ended.closing.clone()]);
+        seconds += ended.seconds;
+        table.row(vec![part.name(), word.to_owned(), minutes(ended.seconds), ended.closing.clone()]);
     }
-    format!("{table}{passed} parts passed, {failed} failed")
+    let source = kept.source.as_deref().unwrap_or("changed source");
+    format!("{table}{passed} parts passed, {failed} failed, {} minutes, {source}", minutes(seconds))
 }
 
 #[cfg(test)]
@@ -237,10 +245,10 @@ mod tests {
     #[test]
     fn the_summary_has_a_row_for_each_part_that_ran() {
         use NightlyPart::{Address, Clippy, Thread};
-        let results = [("clippy".to_owned(), ended(true)), ("thread".to_owned(), ended(false))].into();
-        let summary = summary(&[Clippy, Address, Thread], &results);
+        let parts = [("clippy".to_owned(), ended(true)), ("thread".to_owned(), ended(false))].into();
+        let summary = summary(&[Clippy, Address, Thread], &Kept { source: Some("1a".to_owned()), parts });
         assert!(summary.contains("clippy  passed  12:34    5 passed, 1 failed"), "{summary}");
         assert!(summary.contains("thread  FAILED") && !summary.contains("address"), "{summary}");
-        assert_eq!(summary.lines().last(), Some("1 parts passed, 1 failed"));
+        assert_eq!(summary.lines().last(), Some("1 parts passed, 1 failed, 25:08 minutes, 1a"));
     }
 }

@@ -1,6 +1,8 @@
 //! `cargo xtask test` and `list`: the host's half, the kernel's half, one closing line.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Result, bail};
 
@@ -12,13 +14,13 @@ use crate::interrupt;
 use crate::machine::{Clock, MAX_SHIFT, Machine, Task};
 use crate::postmortem;
 use crate::results;
-use crate::runner::{Medium, Run};
+use crate::runner::{Medium, Plan, Run};
 use crate::sabotage;
 use crate::setup::{objdump, qemu};
 use crate::suite::citations::{self, Ran};
 use crate::suite::guest::{self as guest_tests, Stage};
 use crate::suite::host::{Depth, HostTests};
-use crate::suite::kernel::{self, Round};
+use crate::suite::kernel::{self, Round, Tested};
 use crate::suite::progress::Progress;
 use crate::suite::{Case, Outcome, Tally, sanitized};
 use crate::symbolise::Symbols;
@@ -82,6 +84,10 @@ pub fn test(workspace: &Workspace, options: &cli::Test) -> Result<bool> {
             let kernel = kernel.as_path();
             let mut stage = Stage { workspace, emulator, kernel, variant, machine, builder: &mut builder };
             guest_tests::run(&mut stage, filter, &mut progress);
+            if filter.is_empty() {
+                let races = KernelHalf { filter: RACES, ..half };
+                races.run(&FEW_SHIFTS.map(|shift| schedule(shift, options.guest.seed)), &mut progress)?;
+            }
         }
     }
     if interrupt::requested() {
@@ -153,9 +159,19 @@ fn check_citations(workspace: &Workspace, ran: Ran, progress: &mut Progress) {
 }
 
 /// What is run how often: one clock and one seed per boot.
+#[derive(Clone, Copy)]
 struct RoundPlan {
     clock: Clock,
     seed: u64,
+}
+
+/// The tests that have a few deterministic schedules in each run, and these schedules: quick ones, since the more time an
+/// instruction takes, the fewer of them tests wait for.
+const RACES: &str = "race::";
+const FEW_SHIFTS: [u8; 3] = [4, 6, 8];
+
+fn schedule(shift: u8, seed: u64) -> RoundPlan {
+    RoundPlan { clock: Clock::Instructions { shift }, seed }
 }
 
 fn rounds(options: &cli::Test, clock: Clock) -> Vec<RoundPlan> {
@@ -163,11 +179,8 @@ fn rounds(options: &cli::Test, clock: Clock) -> Vec<RoundPlan> {
     if let Some(count) = options.schedules {
         let shifts = u32::from(MAX_SHIFT) + 1;
         // Each shift is a schedule of its own; when they run out, the next seed makes new ones of them.
-        let schedule = |number: u32| RoundPlan {
-            clock: Clock::Instructions { shift: (number % shifts) as u8 },
-            seed: seed.wrapping_add(u64::from(number / shifts)),
-        };
-        return (0..count).map(schedule).collect();
+        let numbered = |number| schedule((number % shifts) as u8, seed.wrapping_add(u64::from(number / shifts)));
+        return (0..count).map(numbered).collect();
     }
     let repeat = options.repeat.unwrap_or(1);
     (0..repeat).map(|number| RoundPlan { clock, seed: seed.wrapping_add(u64::from(number)) }).collect()
@@ -183,36 +196,83 @@ struct KernelHalf<'a> {
     setup: &'a Setup,
 }
 
+/// What rounds came to.
+#[derive(Default)]
+struct Came {
+    passed: usize,
+    /// How to repeat each of those that did not pass.
+    bad: Vec<String>,
+    no_match: bool,
+    interrupted: bool,
+}
+
 impl KernelHalf<'_> {
     /// Runs them; whether the kernel has no test of that name.
     fn run(&self, rounds: &[RoundPlan], progress: &mut Progress) -> Result<bool> {
         if self.options.guest.gdb {
             println!("{}", guest::debugger_line(self.kernel, self.options.guest.gdb_port));
         }
-        let mut bad = Vec::new();
-        for (number, round) in rounds.iter().enumerate() {
-            let machine = Machine { clock: round.clock, ..self.setup.machine };
-            let of =
-                if rounds.len() > 1 { format!(", round {} of {}", number + 1, rounds.len()) } else { String::new() };
-            let locks = self.setup.variant.name();
-            progress.section(&format!("kernel tests on {machine}, {locks} locks, seed {}{of}", round.seed));
-            let task = Task::Test { filter: self.filter.to_owned() };
-            let medium = Medium::Pvh(self.kernel.to_path_buf());
-            let plan = guest::plan(&self.options.guest, machine, medium, task, round.seed);
-            match kernel::run(self.workspace, self.emulator, &plan, self.kernel, &self.setup.label, progress)? {
-                Round::NoMatch => return Ok(true),
-                Round::Ran(run) if run.verdict == Verdict::Interrupted => return Ok(false),
-                Round::Ran(run) if run.verdict.passed() => self.check_build(&run, progress),
-                Round::Ran(_) => bad.push(self.again(round)),
+        let Self { workspace, emulator, kernel, setup, .. } = *self;
+        let tested = Tested { workspace, emulator, kernel, label: &setup.label };
+        let plans: Vec<Plan> = rounds.iter().map(|round| self.plan(round)).collect();
+        let mut came = Came::default();
+        // One guest whose clock counts instructions keeps one core busy.
+        let beside = matches!(rounds, [RoundPlan { clock: Clock::Instructions { .. }, .. }, _, ..]);
+        if beside {
+            let shown = RefCell::new(&mut *progress);
+            shown.borrow_mut().started("rounds");
+            let hear = |number: usize, run| {
+                let mut progress = shown.borrow_mut();
+                progress.section(&self.title(number, rounds));
+                let round = tested.show(&plans[number], run, &mut progress);
+                self.judge(round, &rounds[number], &mut came, &mut progress);
+                progress.started("rounds");
+            };
+            tested.run_beside(&plans, cores(), hear, || shown.borrow_mut().tick())?;
+        } else {
+            for (number, plan) in plans.iter().enumerate() {
+                progress.section(&self.title(number, rounds));
+                let round = tested.run(plan, progress)?;
+                self.judge(round, &rounds[number], &mut came, progress);
+                if came.no_match || came.interrupted {
+                    break;
+                }
             }
         }
+        if came.no_match || came.interrupted {
+            return Ok(came.no_match);
+        }
         if rounds.len() > 1 {
-            progress.note(&format!("{} of {} rounds passed", rounds.len() - bad.len(), rounds.len()));
+            progress.note(&format!("{} of {} rounds passed", came.passed, rounds.len()));
         }
-        for line in bad {
-            progress.note(&format!("to repeat: {line}"));
-        }
+        came.bad.iter().for_each(|line| progress.note(&format!("to repeat: {line}")));
         Ok(false)
+    }
+
+    fn plan(&self, round: &RoundPlan) -> Plan {
+        let machine = Machine { clock: round.clock, ..self.setup.machine };
+        let task = Task::Test { filter: self.filter.to_owned() };
+        let medium = Medium::Pvh(self.kernel.to_path_buf());
+        guest::plan(&self.options.guest, machine, medium, task, round.seed)
+    }
+
+    fn title(&self, number: usize, rounds: &[RoundPlan]) -> String {
+        let RoundPlan { clock, seed } = rounds[number];
+        let machine = Machine { clock, ..self.setup.machine };
+        let of = if rounds.len() > 1 { format!(", round {} of {}", number + 1, rounds.len()) } else { String::new() };
+        format!("kernel tests on {machine}, {} locks, seed {seed}{of}", self.setup.variant.name())
+    }
+
+    fn judge(&self, came_of_it: Round, round: &RoundPlan, came: &mut Came, progress: &mut Progress) {
+        match came_of_it {
+            Round::NoMatch => came.no_match = true,
+            Round::Ran(run) if run.verdict == Verdict::Interrupted => came.interrupted = true,
+            Round::Ran(run) if run.verdict.passed() => {
+                self.check_build(&run, progress);
+                came.passed += 1;
+            }
+            Round::Ran(_) => came.bad.push(self.again(round)),
+        }
     }
 
     /// The kernel that ran must be the one that was to be built.
@@ -294,6 +354,11 @@ fn kernel_names(
             Ok(None)
         }
     }
+}
+
+/// How many guests of one busy core each run well beside each other.
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The kernel to test: given, or built.

@@ -14,7 +14,7 @@ use crate::machine::Task;
 use crate::report::lines;
 use crate::runner::{Medium, Plan};
 use crate::setup::{llvm, qemu};
-use crate::suite::kernel::{self, Round};
+use crate::suite::kernel::{Round, Tested};
 use crate::suite::progress::Progress;
 use crate::timing;
 use crate::verdict::Verdict;
@@ -50,7 +50,8 @@ pub fn coverage(workspace: &Workspace, options: &cli::Coverage) -> Result<bool> 
         gdb: None,
         counts: Some(measured.counts.join("kernel.profraw")),
     };
-    match kernel::run(workspace, &emulator, &plan, &kernel, arch.word(), &mut progress)? {
+    let tested = Tested { workspace, emulator: &emulator, kernel: &kernel, label: arch.word() };
+    match tested.run(&plan, &mut progress)? {
         Round::NoMatch => bail!("no test in the kernel has a name with {filter:?} in it"),
         Round::Ran(run) => ensure!(run.verdict != Verdict::Interrupted, "interrupted"),
     }
