@@ -213,3 +213,6 @@ impl<M: Machine> Memory<M> {
         self.deferred().backlogs[self.machine().cpu().index() % BACKLOGS].lock(self.machine(), LockClass::Other)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -250,7 +250,7 @@ impl<M: Machine> Fault<'_, M> {
     /// none. Stores to anonymous memory do not come here, `do_wp_page` decides about them.
     fn upgrade(&self, seen: Entry) -> Result<Resolution, Setback> {
         let pte = pte_offset_map_lock(self.mm, self.pmd, self.address).ok_or(Setback::Raced)?;
-        if self.vma.is_detached() {
+        if self.vma.is_detached() && !sabotaged!("upgrade-region-recheck") {
             return Err(Setback::Raced);
         }
         let current = pte.load();

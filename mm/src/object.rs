@@ -226,3 +226,6 @@ impl<M: Machine> Drop for ObjectRef<M> {
         unsafe { memory.free_value(SlabKind::Object, self.0) };
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

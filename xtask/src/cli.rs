@@ -277,7 +277,7 @@ pub struct Test {
 pub enum Sanitizer {
     /// Data races.
     Thread,
-    /// Use after free, out of bounds, leaks.
+    /// Use after free, out of bounds.
     Address,
 }
 

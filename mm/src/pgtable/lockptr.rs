@@ -41,17 +41,6 @@ pub fn pmd_lock<'m, M: Machine>(mm: &'m Mm<M>, pmd: Slot<'_, M>) -> PtlGuard<'m,
     PtlGuard::lock(mm.machine(), pmd_lockptr(mm, pmd), class_of(Level::Pmd))
 }
 
-/// Takes the PMD lock of `pmd` too, which by the caller's own order comes after `first`; `None` if that is the same lock,
-/// which is then neither taken nor released again.
-#[track_caller]
-pub fn pmd_lock_second<'m, M: Machine>(
-    first: &PtlGuard<'_, M>,
-    mm: &'m Mm<M>,
-    pmd: Slot<'_, M>,
-) -> Option<PtlGuard<'m, M>> {
-    first.lock_second(pmd_lockptr(mm, pmd), class_of(Level::Pmd), Nesting::SingleDepth)
-}
-
 /// Takes a PTE lock that a lookup has returned (`pte_offset_map_rw_nolock`) too, which by the caller's own order comes
 /// after `first`; `None` if that is the same lock, which is then neither taken nor released again.
 #[track_caller]

@@ -35,8 +35,8 @@ pub use huge::{HugeSize, leaf_at};
 pub(crate) use install::table_alloc;
 pub use install::{TableError, get_locked_pte, pmd_alloc, pmd_install, pte_alloc, pte_alloc_map, pte_alloc_map_lock};
 pub use lockptr::{
-    huge_pte_lock, huge_pte_lockptr, pmd_lock, pmd_lock_second, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr,
-    ptep_lockptr, pud_lock, pud_lockptr,
+    huge_pte_lock, huge_pte_lockptr, pmd_lock, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr, ptep_lockptr,
+    pud_lock, pud_lockptr,
 };
 pub use mode::{FiveLevel, FourLevel, Level, Pae, PagingMode, Tiny};
 pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same};

@@ -66,6 +66,11 @@ pub const ALL: &[Sabotage] = &[
         ],
     },
     Sabotage {
+        name: "upgrade-region-recheck",
+        breaks: "a fault gives a right that its region has lost meanwhile (R41)",
+        noticed_by: &[host("fault::tests::races::a_right_to_store_that_was_taken_is_not_given_back")],
+    },
+    Sabotage {
         name: "table-region-recheck",
         breaks: "a table is linked for a region that has gone meanwhile (R41)",
         noticed_by: &[

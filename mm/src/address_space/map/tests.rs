@@ -394,6 +394,37 @@ fn many_regions_are_found_and_removed() {
     });
 }
 
+/// A leaf of the tree that shrinks is joined with its neighbour as soon as one leaf holds both, and on whichever side that is.
+/// The neighbour has shrunk before, when this one was too full to be joined with.
+#[test]
+fn leaves_that_shrink_are_joined() {
+    for mirrored in [false, true] {
+        let world: World<FourLevel> = World::new(SimConfig::calm(1024, 1, 1));
+        world.alone(|| {
+            let mm = world.mm();
+            let region = |number: u64| {
+                let first = 2 * if mirrored { 253 - number } else { number };
+                pages(first, first + 1)
+            };
+            let map = |number| map_anonymous(&mm, region(number));
+            let unmap = |number| mm.munmap(region(number)).unwrap();
+            let nodes = || {
+                world.settle();
+                world.memory.slab().objects(world.machine.handle(), SlabKind::VmaNode)
+            };
+            // One region more than a leaf holds, every other one: a root and two leaves. The first is filled up.
+            (0..127).for_each(|number| map(2 * number));
+            (0..60).for_each(|number| map(2 * number + 1));
+            (66..124).for_each(|number| unmap(2 * number));
+            assert_eq!(nodes(), 3, "some 123 and 6 regions");
+            (20..30).for_each(|number| unmap(2 * number + 1));
+            assert_eq!(nodes(), 2, "some 119 regions");
+            let process = Process::enter(&world, &mm);
+            assert!([0, 1, 63, 64, 126].iter().all(|number| process.write(region(2 * number).start, 1).is_ok()));
+        });
+    }
+}
+
 #[test]
 fn an_address_space_holds_only_so_many_regions_and_says_so() {
     let world: World<FourLevel> = World::new(SimConfig::calm(4096, 1, 1));

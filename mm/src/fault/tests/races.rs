@@ -6,7 +6,7 @@ use crate::fault::FaultError;
 use crate::machine::Machine;
 use crate::machine::sim::SimConfig;
 use crate::object::Object;
-use crate::pgtable::{Pae, PagingMode, Protection, Tiny};
+use crate::pgtable::{Pae, PagingMode, Protection, Tiny, pte_at};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::testing::{Process, World, frame_at, in_each_mode, map_anonymous, page, pages};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -228,6 +228,55 @@ fn protect_while_writing<Mode: PagingMode>(seed: u64) {
                     Ok(_) | Err(FaultError::Forbidden) => (),
                     Err(error) => panic!("{error:?}"),
                 }
+            }
+        }
+    });
+    world.alone(|| drop(mm));
+}
+
+/// R41's shape where the entry is there already: `mprotect` takes a right away, and no fault gives it back. T2 finds its region
+/// while that grants stores, and the entry before `mprotect` has come to it; T1 takes the right from region and entry; T2 locks
+/// the entry.
+#[test]
+fn a_right_to_store_that_was_taken_is_not_given_back() {
+    in_each_mode!(give_and_take, 0..3);
+}
+
+fn give_and_take<Mode: PagingMode>(seed: u64) {
+    const FIRST: u64 = 0x200;
+    const PAGES: u64 = 8;
+    let range = pages(FIRST, FIRST + PAGES);
+    let world: World<Mode> = World::new(SimConfig { delay: 3, ..SimConfig::racy(512, CPUS as usize, seed) });
+    let mm = world.alone(|| {
+        let mm = world.mm();
+        let object = Object::create(world.memory, PAGES).unwrap();
+        mm.mmap(range, Protection::READ_WRITE, Mapping::Object { object, first_page: 0 }).unwrap();
+        mm
+    });
+    let done = AtomicU64::new(0);
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        if cpu.0 == 0 {
+            (FIRST..FIRST + PAGES).for_each(|number| assert!(process.read(page(number)).is_ok()));
+            for _ in 0..30 {
+                mm.mprotect(range, Protection::READ).unwrap();
+                (0..16).for_each(|_| world.machine.handle().pause());
+                for number in FIRST..FIRST + PAGES {
+                    let entry = pte_at(&mm, page(number)).expect("a table with pages in it");
+                    assert!(!entry.is_writable(), "page {number:#x} has its right back");
+                }
+                mm.mprotect(range, Protection::READ_WRITE).unwrap();
+            }
+            done.store(1, Ordering::Relaxed);
+            return;
+        }
+        // From the end, where `mprotect` comes last.
+        let mut number = 0;
+        while done.load(Ordering::Relaxed) == 0 {
+            number = (number + PAGES - 1) % PAGES;
+            match process.fetch_add(page(FIRST + number), 1) {
+                Ok(_) | Err(FaultError::Forbidden) => (),
+                Err(error) => panic!("{error:?}"),
             }
         }
     });

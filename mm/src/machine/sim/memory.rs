@@ -133,7 +133,8 @@ impl<S: EntrySlot> PhysicalMemory<S> {
         self.index(pfn).is_some_and(|index| self.names[index].load(Ordering::SeqCst) != 0)
     }
 
-    /// Looks at every frame in use as a table. None of them is given another use meanwhile: whoever does so waits.
+    /// Looks at every frame in use as a table. Whoever takes one out of use waits until the look is over, before anything but the
+    /// garbage of a free frame, which names no frame, is written there.
     pub(super) fn for_each_table(&self, mut look: impl FnMut(Pfn, &[SimSlot<S>; SLOTS])) {
         lock(&self.tables).iter().for_each(|table| look(*table, self.slots_of(*table)));
     }
