@@ -4,6 +4,7 @@
 //! The standard library is built with the sanitizer too: without, it takes the library's own synchronisation for races.
 
 use std::env::consts::{ARCH, OS};
+use std::time::Duration;
 
 use super::program::{self, BUILD_TESTS, HostError};
 use super::progress::Progress;
@@ -12,6 +13,10 @@ use crate::cli::Sanitizer;
 use crate::setup::llvm;
 use crate::setup::toolchain::{Need, Toolchains};
 use crate::workspace::Workspace;
+
+/// How long a program under a sanitizer may take, and each simulated machine in it: many times what it takes without.
+const LIMIT: Duration = Duration::from_secs(3600);
+const MACHINE_LIMIT: Duration = Duration::from_secs(600);
 
 impl Sanitizer {
     /// Its name, the same for both compilers and on our command line.
@@ -63,7 +68,8 @@ pub fn run(
         let mut command = program.command(filter);
         // A simulated machine's memory is never freed, since handles to it are `'static`.
         command.env("ASAN_OPTIONS", "detect_leaks=0");
-        program::run(command, &suite, progress)?;
+        command.env("LATCHWORK_TIME_LIMIT", MACHINE_LIMIT.as_secs().to_string());
+        program::run_within(LIMIT, command, &suite, progress)?;
     }
     Ok(())
 }

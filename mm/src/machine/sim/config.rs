@@ -88,11 +88,17 @@ impl SimConfig {
             gigabyte_pages: true,
             no_execute: true,
             waiting_rule: WaitingRule { rounds: 8, polls: 16, polls_per_pause: 4 },
-            time_limit: Duration::from_secs(60),
+            time_limit: time_limit(),
             clock_rate: 1,
             stop_at_violation: true,
         }
     }
+}
+
+/// A minute, or the seconds that `LATCHWORK_TIME_LIMIT` gives to a program that something slows down.
+fn time_limit() -> Duration {
+    let given = std::env::var("LATCHWORK_TIME_LIMIT").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(given.unwrap_or(60))
 }
 
 /// Random numbers without a state to lock: splitmix64.
