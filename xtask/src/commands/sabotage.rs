@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::guest;
 use crate::build::Arch;
 use crate::cli::{self, SabotageKind};
-use crate::sabotage::{ALL, Kernel, Programs, Sabotage, Stage, Suite, Test};
+use crate::sabotage::{self, Kernel, Programs, Sabotage, Stage, Suite, Test};
 use crate::setup::qemu;
 use crate::workspace::Workspace;
 
@@ -62,7 +62,7 @@ pub fn sabotage(workspace: &Workspace, options: &cli::Sabotage) -> Result<bool> 
 
 /// Each test of each sabotage that has `filter` in its name.
 fn attempts(filter: &str, only: Option<SabotageKind>) -> impl Iterator<Item = Attempt> {
-    let chosen = ALL.iter().filter(move |sabotage| sabotage.name.contains(filter));
+    let chosen = sabotage::all().filter(move |sabotage| sabotage.name.contains(filter));
     let all = chosen.flat_map(|sabotage| sabotage.noticed_by.iter().map(move |test| (sabotage, test)));
     all.filter(move |(_, test)| only.is_none_or(|kind| Ground::of(test).kind() == kind))
 }

@@ -145,8 +145,9 @@ fn check_citations(workspace: &Workspace, ran: Ran, progress: &mut Progress) {
         text.map_err(|error| format!("cannot read {name}: {error}"))
     };
     let documents: Result<String, String> = citations::DOCUMENTS.into_iter().map(read).collect();
+    let sabotages: Vec<_> = sabotage::all().collect();
     let complaints = match documents {
-        Ok(documents) => citations::complaints(&documents, progress.tally().cases(), sabotage::ALL, ran),
+        Ok(documents) => citations::complaints(&documents, progress.tally().cases(), &sabotages, ran),
         Err(complaint) => vec![complaint],
     };
     progress.ended(Case {

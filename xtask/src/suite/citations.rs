@@ -82,7 +82,7 @@ pub struct Ran {
 }
 
 /// What is wrong with `document`, line by line. A citation is a test's suite and name in backquotes, as `--list` shows them.
-pub fn complaints(document: &str, cases: &[Case], sabotages: &[Sabotage], ran: Ran) -> Vec<String> {
+pub fn complaints(document: &str, cases: &[Case], sabotages: &[&Sabotage], ran: Ran) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut rows = BTreeSet::new();
     let known: BTreeSet<String> = expected().collect();
@@ -117,7 +117,7 @@ impl<'a> Row<'a> {
         Some(Self { subject: first.trim().trim_matches('`'), cells: rest.split('|').map(str::trim).collect() })
     }
 
-    fn complaint(&self, cases: &[Case], sabotages: &[Sabotage], ran: Ran) -> Option<String> {
+    fn complaint(&self, cases: &[Case], sabotages: &[&Sabotage], ran: Ran) -> Option<String> {
         if HELPERS.contains(&self.subject) {
             let cited: Vec<&str> = self.cells.last().copied().map_or_else(Vec::new, quoted);
             return shown(&cited, cases, ran).or_else(|| self.one_sided(&cited));
@@ -151,8 +151,8 @@ impl<'a> Row<'a> {
     }
 
     /// The sabotages that `named` should be, and that each of them is noticed by a test of this row.
-    fn sabotaged(&self, named: &[&str], cited: &[&str], sabotages: &[Sabotage]) -> Option<String> {
-        let concern = |sabotage: &&Sabotage| sabotage.concerns(self.subject);
+    fn sabotaged(&self, named: &[&str], cited: &[&str], sabotages: &[&Sabotage]) -> Option<String> {
+        let concern = |sabotage: &&&Sabotage| sabotage.concerns(self.subject);
         if let Some(name) = named.iter().find(|name| !sabotages.iter().filter(concern).any(|one| one.name == **name)) {
             return Some(format!("no sabotage {name:?} breaks it"));
         }
@@ -251,7 +251,7 @@ mod tests {
         Case { suite: suite.to_owned(), name: name.to_owned(), outcome, duration: None, detail: Vec::new() }
     }
 
-    const SABOTAGES: &[Sabotage] = &[Sabotage {
+    const SABOTAGES: &[&Sabotage] = &[&Sabotage {
         name: "recheck",
         breaks: "nobody looks again (I16, R3)",
         noticed_by: &[Test { suite: Suite::Loom("loom_fault"), name: "model" }],
@@ -391,6 +391,6 @@ mod tests {
         let root = Workspace::locate().root().to_path_buf();
         let documents: String = DOCUMENTS.iter().map(|name| fs::read_to_string(root.join(name)).unwrap()).collect();
         let nothing = Ran { host: false, kernel: false, outside: false, usual: false };
-        assert_eq!(complaints(&documents, &[], sabotage::ALL, nothing), Vec::<String>::new());
+        assert_eq!(complaints(&documents, &[], &sabotage::all().collect::<Vec<_>>(), nothing), Vec::<String>::new());
     }
 }
