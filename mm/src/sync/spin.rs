@@ -35,6 +35,13 @@ impl<T, L: RawLock> SpinLock<T, L> {
         SpinGuard { lock: self, machine, not_send: PhantomData }
     }
 
+    /// Takes the lock if it is free now, whatever is held.
+    #[track_caller]
+    pub fn try_lock<M: Machine>(&self, machine: M, class: LockClass) -> Option<SpinGuard<'_, T, L, M>> {
+        let taken = order::try_take(machine, &self.lock, class);
+        taken.then(|| SpinGuard { lock: self, machine, not_send: PhantomData })
+    }
+
     /// The bare lock, to ask whether it is held or contended.
     pub fn raw(&self) -> &L {
         &self.lock
