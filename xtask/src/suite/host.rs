@@ -2,7 +2,9 @@
 //! models and its runs under chosen schedules, whether its example runs, and whether it compiles for a 32-bit target.
 
 use std::env;
+use std::num::NonZeroUsize;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::libtest;
@@ -24,6 +26,9 @@ const EXAMPLE_CHECK: &str = "the_minimal_example_runs";
 const EXAMPLE_LIMIT: Duration = Duration::from_secs(60);
 /// A program that explores more than usual may take this long.
 const DEEP_LIMIT: Duration = Duration::from_secs(3 * 3600);
+
+/// How many tests a program runs at once.
+const TEST_THREADS: &str = "RUST_TEST_THREADS";
 
 /// The feature of `mm` that lets rules be broken.
 const SABOTAGE: &str = "sabotage";
@@ -134,7 +139,14 @@ impl<'a> HostTests<'a> {
 
     /// Runs those tests of `program` that were asked for.
     fn chosen(&self, program: &Program) -> Command {
-        program.command(if program.suite.contains(self.filter) { "" } else { self.filter })
+        let mut command = program.command(if program.suite.contains(self.filter) { "" } else { self.filter });
+        let simulates = program.suite == "mm" || program.suite.starts_with("mm (");
+        if simulates && env::var_os(TEST_THREADS).is_none() {
+            // Simulated CPUs sleep while they wait: one test for each core would leave cores idle.
+            let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            command.env(TEST_THREADS, (2 * cores).to_string());
+        }
+        command
     }
 
     /// The cargo that runs us, with its own target folder.
