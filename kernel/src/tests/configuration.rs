@@ -8,7 +8,9 @@ use mm::address_space::Mm;
 use mm::config::{ALLOC_SPLIT_PTLOCKS, DEBUG_SPINLOCK, USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS};
 use mm::fault::handle_mm_fault;
 use mm::machine::Machine;
-use mm::pgtable::{pmd_lock, pmd_lockptr, pmd_offset, pmd_trylock, pte_lock_second, pte_lockptr, pte_offset_map_lock};
+use mm::pgtable::{
+    pmd_lock, pmd_lockptr, pmd_offset, pmd_trylock, pte_lock_second, pte_lockptr, pte_offset_map_lock, pud_lock,
+};
 use mm::sync::{RawLock, rcu};
 use mm::vma::Access;
 
@@ -42,8 +44,12 @@ ktest! {
         ktest_assert!(same(pmd, pmd_lockptr(&mm, second)));
         let theirs = pmd_offset(&elsewhere, &rcu, page(0)).ok_or("no PMD table")?;
         ktest_assert!(!same(pmd, pmd_lockptr(&elsewhere, theirs.slot(page(0)))), "two address spaces, two locks");
-        // With split PMD locks the table above has the only `page_table_lock`, which is none of these.
         ktest_assert_eq!(USE_SPLIT_PMD_PTLOCKS, USE_SPLIT_PTE_PTLOCKS && mm::config::ARCH_ENABLE_SPLIT_PMD_PTLOCK);
+        // With split PMD locks the tables above have the only `page_table_lock`, which is none of these.
+        let above = pud_lock(&mm);
+        ktest_assert_eq!(pmd.is_locked(), !USE_SPLIT_PMD_PTLOCKS);
+        ktest_assert_eq!(one.is_locked(), !USE_SPLIT_PTE_PTLOCKS);
+        drop(above);
     }
 
     /// Spec 4.2, for the words of this processor: a lock that fits in one is in the descriptor of its table's frame, any other has
