@@ -152,19 +152,9 @@ pub enum Wrong {
 struct Books {
     frames: u64,
     tables: u64,
-    objects: [u64; OBJECTS.len()],
+    objects: [u64; SlabKind::ALL.len()],
     locks: usize,
 }
-
-const OBJECTS: [SlabKind; 7] = [
-    SlabKind::Vma,
-    SlabKind::VmaNode,
-    SlabKind::AddressSpace,
-    SlabKind::Object,
-    SlabKind::ObjectNode,
-    SlabKind::PtlLock,
-    SlabKind::Pgd,
-];
 
 impl Books {
     fn of<M: Machine>(memory: &Memory<M>) -> Self {
@@ -174,7 +164,7 @@ impl Books {
         Self {
             frames: memory.frames().free_frames(machine),
             tables: memory.page_tables(),
-            objects: OBJECTS.map(|kind| memory.slab().objects(machine, kind)),
+            objects: SlabKind::ALL.map(|kind| memory.slab().objects(machine, kind)),
             locks: machine.local().held.count(),
         }
     }

@@ -76,15 +76,7 @@ impl<Mode: PagingMode> World<Mode> {
             self.settle();
             assert_eq!(self.free_frames(), self.free_at_start, "frames leaked");
             assert_eq!(self.memory.page_tables(), 0, "page tables leaked (I5)");
-            for kind in [
-                SlabKind::Vma,
-                SlabKind::VmaNode,
-                SlabKind::AddressSpace,
-                SlabKind::Object,
-                SlabKind::ObjectNode,
-                SlabKind::PtlLock,
-                SlabKind::Pgd,
-            ] {
+            for kind in SlabKind::ALL {
                 assert_eq!(self.memory.slab().objects(self.machine.handle(), kind), 0, "{kind:?} objects leaked");
             }
             for (cpu, local) in self.machine.handle().cpus().iter() {

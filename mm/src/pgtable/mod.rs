@@ -38,6 +38,8 @@ pub use lockptr::{
     huge_pte_lock, huge_pte_lockptr, pmd_lock, pmd_lockptr, pmd_trylock, pte_lock_second, pte_lockptr, ptep_lockptr,
     pud_lock, pud_lockptr,
 };
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub(crate) use mode::shaped_as;
 pub use mode::{FiveLevel, FourLevel, Level, Pae, PagingMode, Tiny};
 pub use nolock::{PteMapRo, PteMapRw, SeenPte, pmd_same, pte_offset_map_ro_nolock, pte_offset_map_rw_nolock, pte_same};
 pub use offset::{

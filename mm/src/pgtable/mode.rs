@@ -65,6 +65,41 @@ pub trait PagingMode: 'static {
     }
 }
 
+/// All of a paging mode but its entries, as another mode has it.
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+macro_rules! shaped_as {
+    ($mode:ident) => {
+        const NAME: &'static str = $mode::NAME;
+        const TOP: $crate::pgtable::Level = $mode::TOP;
+        const USER_END: $crate::address::VirtAddr = $mode::USER_END;
+        const PREALLOCATED: usize = $mode::PREALLOCATED;
+        const LATCHED_TOP: bool = $mode::LATCHED_TOP;
+
+        fn entries(level: $crate::pgtable::Level) -> usize {
+            $mode::entries(level)
+        }
+
+        fn shift(level: $crate::pgtable::Level) -> u32 {
+            $mode::shift(level)
+        }
+
+        fn below(level: $crate::pgtable::Level) -> Option<$crate::pgtable::Level> {
+            $mode::below(level)
+        }
+
+        fn to_hardware(level: $crate::pgtable::Level, entry: $crate::pgtable::Entry) -> $crate::pgtable::Entry {
+            $mode::to_hardware(level, entry)
+        }
+
+        fn from_hardware(level: $crate::pgtable::Level, entry: $crate::pgtable::Entry) -> $crate::pgtable::Entry {
+            $mode::from_hardware(level, entry)
+        }
+    };
+}
+
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub(crate) use shaped_as;
+
 /// x86_64 with 48-bit addresses: PGD, PUD, PMD, PTE of 512 entries each; the P4D is folded (SDM 3A, 4.5.4).
 pub struct FourLevel;
 

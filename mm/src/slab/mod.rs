@@ -41,7 +41,13 @@ pub enum SlabKind {
     Pgd = 6,
 }
 
-const KINDS: usize = 7;
+impl SlabKind {
+    /// All of them, each at its own number.
+    pub const ALL: [Self; 7] =
+        [Self::Vma, Self::VmaNode, Self::AddressSpace, Self::Object, Self::ObjectNode, Self::PtlLock, Self::Pgd];
+}
+
+const KINDS: usize = SlabKind::ALL.len();
 
 /// Neither a free object nor a frame to make more of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,8 +2,7 @@
 //! interrupt. That is where the races over page tables are.
 
 use super::{current, host};
-use crate::address::VirtAddr;
-use crate::pgtable::{Entry, EntrySlot, Level, PagingMode};
+use crate::pgtable::{Entry, EntrySlot, PagingMode, shaped_as};
 use std::marker::PhantomData;
 use std::sync::atomic::AtomicU64;
 
@@ -12,31 +11,7 @@ pub struct SimMode<Mode>(PhantomData<fn() -> Mode>);
 
 impl<Mode: PagingMode> PagingMode for SimMode<Mode> {
     type Slot = SimSlot<Mode::Slot>;
-    const NAME: &'static str = Mode::NAME;
-    const TOP: Level = Mode::TOP;
-    const USER_END: VirtAddr = Mode::USER_END;
-    const PREALLOCATED: usize = Mode::PREALLOCATED;
-    const LATCHED_TOP: bool = Mode::LATCHED_TOP;
-
-    fn entries(level: Level) -> usize {
-        Mode::entries(level)
-    }
-
-    fn shift(level: Level) -> u32 {
-        Mode::shift(level)
-    }
-
-    fn below(level: Level) -> Option<Level> {
-        Mode::below(level)
-    }
-
-    fn to_hardware(level: Level, entry: Entry) -> Entry {
-        Mode::to_hardware(level, entry)
-    }
-
-    fn from_hardware(level: Level, entry: Entry) -> Entry {
-        Mode::from_hardware(level, entry)
-    }
+    shaped_as!(Mode);
 }
 
 /// An entry that software accesses through the CPU it runs on. The machine's walkers go past that.

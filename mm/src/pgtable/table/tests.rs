@@ -1,10 +1,9 @@
 //! Which reads of an entry of two words keep interrupts out: those of a pointer that is followed without a lock (R29).
 
-use crate::address::VirtAddr;
 use crate::fault::handle_mm_fault;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
-use crate::pgtable::{Entry, EntrySlot, Level, Pae, PagingMode, SlotPae, leaf_at, pmd_offset, pte_offset_map};
+use crate::pgtable::{Entry, EntrySlot, Pae, PagingMode, SlotPae, leaf_at, pmd_offset, pte_offset_map, shaped_as};
 use crate::sync::rcu;
 use crate::testing::{World, map_anonymous, page, pages};
 use crate::vma::Access;
@@ -62,31 +61,7 @@ impl EntrySlot for WatchedSlot {
 
 impl PagingMode for Watched {
     type Slot = WatchedSlot;
-    const NAME: &'static str = Pae::NAME;
-    const TOP: Level = Pae::TOP;
-    const USER_END: VirtAddr = Pae::USER_END;
-    const PREALLOCATED: usize = Pae::PREALLOCATED;
-    const LATCHED_TOP: bool = Pae::LATCHED_TOP;
-
-    fn entries(level: Level) -> usize {
-        Pae::entries(level)
-    }
-
-    fn shift(level: Level) -> u32 {
-        Pae::shift(level)
-    }
-
-    fn below(level: Level) -> Option<Level> {
-        Pae::below(level)
-    }
-
-    fn to_hardware(level: Level, entry: Entry) -> Entry {
-        Pae::to_hardware(level, entry)
-    }
-
-    fn from_hardware(level: Level, entry: Entry) -> Entry {
-        Pae::from_hardware(level, entry)
-    }
+    shaped_as!(Pae);
 }
 
 /// An interrupt between the words would let whoever takes a table out of the slot fill it again, and the words be of two tables.
