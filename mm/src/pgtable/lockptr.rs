@@ -86,6 +86,7 @@ pub fn huge_pte_lockptr<'m, M: Machine>(mm: &'m Mm<M>, size: HugeSize, slot: Slo
 }
 
 /// Takes the lock of [`huge_pte_lockptr`].
+#[track_caller]
 pub fn huge_pte_lock<'m, M: Machine>(mm: &'m Mm<M>, size: HugeSize, slot: Slot<'_, M>) -> PtlGuard<'m, M> {
     PtlGuard::lock(mm.machine(), huge_pte_lockptr(mm, size, slot), class_of(size.level()))
 }

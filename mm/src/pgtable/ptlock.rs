@@ -147,7 +147,11 @@ impl<'l, M: Machine> PtlGuard<'l, M> {
         class: LockClass,
         nesting: Nesting,
     ) -> Option<PtlGuard<'b, M>> {
-        (!self.holds(lock)).then(|| PtlGuard::lock_as(self.machine, lock, class, nesting))
+        if self.holds(lock) {
+            return None;
+        }
+        // Not in a closure: `track_caller` would end there, and reports name this line for every second lock.
+        Some(PtlGuard::lock_as(self.machine, lock, class, nesting))
     }
 
     /// Takes `lock` too if it is free, in whatever order; `None` also when it is the lock this guard holds.

@@ -9,7 +9,7 @@ use crate::pgtable::{FourLevel, Level};
 use crate::slab::{Slab, SlabKind};
 use crate::sync::debug::DebugLock;
 use crate::sync::ticket::TicketLock;
-use crate::sync::{Algorithm, LockClass, RawLock};
+use crate::sync::{Algorithm, BuildLock, LockClass, Nesting, RawLock, order};
 use crate::testing::World;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -120,6 +120,21 @@ fn a_table_destroyed_with_its_lock_held_is_caught() {
             };
         }
         pagetable_dtor_free(world.memory, pfn);
+    });
+}
+
+/// A report says where a second lock was taken, which is not in this module.
+#[test]
+fn a_second_lock_is_known_by_the_place_that_took_it() {
+    let world = calm();
+    world.alone(|| {
+        let handle: Sim<FourLevel> = world.machine.handle();
+        let [one, two] = [BuildLock::new(), BuildLock::new()];
+        let first = PtlGuard::<Sim<FourLevel>>::lock(handle, &one, LockClass::Pmd);
+        let _second = first.lock_second(&two, LockClass::Pte, Nesting::Plain);
+        let text = panic_of(|| order::assert_may_wait(handle, "a thread"));
+        assert!(text.contains("the lock of a PTE table"), "{text}");
+        assert_eq!(text.matches("ptlock/tests.rs:").count(), 2, "who waits, and who took the lock: {text}");
     });
 }
 
