@@ -1,8 +1,10 @@
 //! Test programs of the host, in which a rule can be broken.
 
 use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -77,25 +79,38 @@ impl Stage for Programs {
         let suite = suite_name(test.suite);
         let program = self.0.iter().find(|program| program.suite == suite);
         let program = program.with_context(|| format!("there are no tests {suite}"))?;
+        // Not captured: of a test that panics once more as it unwinds, nothing that was would come to light.
+        let (mut from, to) = io::pipe()?;
         let mut command = Self::command(program, [test.name]);
-        command.env(VARIABLE, sabotage).stderr(Stdio::null());
-        let mut output = LibtestOutput::default();
-        let mut failed = false;
-        let hear = |line: &str| failed |= output.feed(line).is_some_and(|test| test.outcome == Outcome::Failed);
-        Ok(match child::run(&mut command, TEST_LIMIT, hear, || ())? {
+        command.arg("--nocapture").env(VARIABLE, sabotage).stderr(to);
+        let said = thread::spawn(move || -> io::Result<Vec<u8>> {
+            let mut said = Vec::new();
+            from.read_to_end(&mut said)?;
+            Ok(said)
+        });
+        let finish = child::run(&mut command, TEST_LIMIT, |_| (), || ())?;
+        // It has the other end of the pipe.
+        drop(command);
+        let Ok(said) = said.join() else { bail!("cannot read what {test} says") };
+        let said = String::from_utf8_lossy(&said?).into_owned();
+        Ok(match finish {
             Finish::Interrupted => bail!("interrupted"),
             Finish::TimedOut => Seen::Hung(TEST_LIMIT),
-            Finish::Exited(_) if failed => Seen::Failed(last_words(&output.output(test.name))),
-            Finish::Exited(status) if status.success() => Seen::Passed,
-            Finish::Exited(status) if from_outside(status) => Seen::Lost(status.to_string()),
-            Finish::Exited(status) => Seen::Failed(format!("its program died: {status}")),
+            Finish::Exited(status) => ended(status, first_words(&said)),
         })
     }
 }
 
-/// Whether the program was ended by somebody else, or for want of memory.
-fn from_outside(status: ExitStatus) -> bool {
-    [Signal::SIGKILL, Signal::SIGTERM].iter().any(|&signal| status.signal() == Some(signal as i32))
+/// How a test went whose program ended so, after it had panicked first with `words`, if it did. One that died without a word did so
+/// for want of memory or stack, or somebody else ended it.
+fn ended(status: ExitStatus, words: Option<String>) -> Seen {
+    let from_outside = [Signal::SIGKILL, Signal::SIGTERM].iter().any(|&signal| status.signal() == Some(signal as i32));
+    match words {
+        _ if status.success() => Seen::Passed,
+        Some(words) if !from_outside => Seen::Failed(words),
+        None if status.code().is_some() => Seen::Failed("it failed without a word".to_owned()),
+        _ => Seen::Lost(status.to_string()),
+    }
 }
 
 /// What the programs call it.
@@ -109,13 +124,13 @@ fn suite_name(suite: Suite) -> String {
     }
 }
 
-/// Of all that a failed test said, why it failed: what follows the first line that says where, of a comparison both sides too.
-fn last_words(said: &[String]) -> String {
-    let mut lines = said.iter().skip_while(|line| !line.contains("panicked at")).skip(1);
-    let Some(first) = lines.next() else { return "it failed without a word".to_owned() };
+/// Of all that a test said, what it panicked with first: what follows the line that says where, of a comparison both sides too.
+fn first_words(said: &str) -> Option<String> {
+    let mut lines = said.lines().skip_while(|line| !line.contains("panicked at")).skip(1);
+    let first = lines.next()?;
     let sides =
         lines.map(|line| line.trim()).take_while(|line| line.starts_with("left: ") || line.starts_with("right: "));
-    std::iter::once(first.as_str()).chain(sides).collect::<Vec<_>>().join(", ")
+    Some(std::iter::once(first).chain(sides).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -124,17 +139,27 @@ mod tests {
 
     #[test]
     fn a_failed_test_says_why() {
-        let said = |lines: &[&str]| last_words(&lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>());
-        assert_eq!(said(&["seed 1", "thread 'a' panicked at mm/src/a.rs:1:2:", "a mix", "note: more"]), "a mix");
-        let compared = ["thread 'a' panicked at x:1:2:", "assertion failed", "  left: 1", " right: 2", "note: more"];
-        assert_eq!(said(&compared), "assertion failed, left: 1, right: 2");
-        assert_eq!(said(&["Error: x"]), "it failed without a word");
+        let panic = "seed 1\nthread 'a' panicked at mm/src/a.rs:1:2:\na mix\nnote: more";
+        assert_eq!(first_words(panic).as_deref(), Some("a mix"));
+        let again = format!("{panic}\nthread 'a' panicked at mm/src/b.rs:1:2:\nin a destructor");
+        assert_eq!(first_words(&again).as_deref(), Some("a mix"));
+        let compared = "thread 'a' panicked at x:1:2:\nassertion failed\n  left: 1\n right: 2\nnote: more";
+        assert_eq!(first_words(compared).as_deref(), Some("assertion failed, left: 1, right: 2"));
+        assert_eq!(first_words("Error: x"), None);
     }
 
     #[test]
-    fn a_program_that_somebody_ended_has_noticed_nothing() {
-        let ended_by = |signal: Signal| from_outside(ExitStatus::from_raw(signal as i32));
-        assert!(ended_by(Signal::SIGKILL) && ended_by(Signal::SIGTERM));
-        assert!(!ended_by(Signal::SIGABRT) && !ended_by(Signal::SIGSEGV));
+    fn a_program_that_dies_without_a_panic_has_noticed_nothing() {
+        let words = || Some("a mix".to_owned());
+        let by = |signal: Signal| ExitStatus::from_raw(signal as i32);
+        let failed = ExitStatus::from_raw(101 << 8);
+        // A test may catch what it expects to panic.
+        assert_eq!(ended(ExitStatus::from_raw(0), words()), Seen::Passed);
+        assert_eq!(ended(failed, words()), Seen::Failed("a mix".to_owned()));
+        assert_eq!(ended(by(Signal::SIGABRT), words()), Seen::Failed("a mix".to_owned()));
+        // One that should have panicked, and did not.
+        assert!(ended(failed, None).is_caught());
+        assert!(!ended(by(Signal::SIGABRT), None).is_caught() && !ended(by(Signal::SIGSEGV), None).is_caught());
+        assert!(!ended(by(Signal::SIGKILL), words()).is_caught() && !ended(by(Signal::SIGTERM), words()).is_caught());
     }
 }
