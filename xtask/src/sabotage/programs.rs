@@ -79,7 +79,7 @@ impl Stage for Programs {
         let suite = suite_name(test.suite);
         let program = self.0.iter().find(|program| program.suite == suite);
         let program = program.with_context(|| format!("there are no tests {suite}"))?;
-        // Not captured: of a test that panics once more as it unwinds, nothing that was would come to light.
+        // What libtest has captured is lost when a second panic aborts.
         let (mut from, to) = io::pipe()?;
         let mut command = Self::command(program, [test.name]);
         command.arg("--nocapture").env(VARIABLE, sabotage).stderr(to);
@@ -88,27 +88,34 @@ impl Stage for Programs {
             from.read_to_end(&mut said)?;
             Ok(said)
         });
-        let finish = child::run(&mut command, TEST_LIMIT, |_| (), || ())?;
-        // It has the other end of the pipe.
+        let mut missed = None;
+        let hear = |line: &str| missed = missed.take().or_else(|| missed_panic(line));
+        let finish = child::run(&mut command, TEST_LIMIT, hear, || ())?;
+        // Else the reader would wait for ever: it has the other end.
         drop(command);
-        let Ok(said) = said.join() else { bail!("cannot read what {test} says") };
-        let said = String::from_utf8_lossy(&said?).into_owned();
+        let Ok(said) = said.join() else { bail!("the reader of what {test} says has panicked") };
+        let said = said?;
         Ok(match finish {
             Finish::Interrupted => bail!("interrupted"),
             Finish::TimedOut => Seen::Hung(TEST_LIMIT),
-            Finish::Exited(status) => ended(status, first_words(&said)),
+            Finish::Exited(status) => ended(status, missed.or_else(|| first_words(&String::from_utf8_lossy(&said)))),
         })
     }
 }
 
-/// How a test went whose program ended so, after it had panicked first with `words`, if it did. One that died without a word did so
-/// for want of memory or stack, or somebody else ended it.
+/// What a test program exits with when a test failed.
+const FAILED: i32 = 101;
+/// What the simulated machine says before it ends the program.
+const STANDS_STILL: &str = "a CPU does not stop";
+
+/// How a test went whose program ended so, after `words`, if it said any. One that died without a word did so for want of
+/// memory or stack, or somebody else ended it.
 fn ended(status: ExitStatus, words: Option<String>) -> Seen {
     let from_outside = [Signal::SIGKILL, Signal::SIGTERM].iter().any(|&signal| status.signal() == Some(signal as i32));
     match words {
         _ if status.success() => Seen::Passed,
         Some(words) if !from_outside => Seen::Failed(words),
-        None if status.code().is_some() => Seen::Failed("it failed without a word".to_owned()),
+        None if status.code() == Some(FAILED) => Seen::Failed("it failed without a word".to_owned()),
         _ => Seen::Lost(status.to_string()),
     }
 }
@@ -124,10 +131,20 @@ fn suite_name(suite: Suite) -> String {
     }
 }
 
-/// Of all that a test said, what it panicked with first: what follows the line that says where, of a comparison both sides too.
+/// What `line` says of a panic that a test should have ended in.
+fn missed_panic(line: &str) -> Option<String> {
+    let note = line.strip_prefix("note: ")?;
+    (note.contains("did not panic as expected") || note.contains("did not contain expected string"))
+        .then(|| note.to_owned())
+}
+
+/// Of all that a test said, what it panicked with first: what follows the line that says where, of a comparison both sides too. Or
+/// that its simulated machine stood still.
 fn first_words(said: &str) -> Option<String> {
-    let mut lines = said.lines().skip_while(|line| !line.contains("panicked at")).skip(1);
+    let is_first = |line: &&str| line.contains("panicked at") || line.starts_with(STANDS_STILL);
+    let mut lines = said.lines().skip_while(|line| !is_first(line));
     let first = lines.next()?;
+    let first = if first.starts_with(STANDS_STILL) { first } else { lines.next()? };
     let sides =
         lines.map(|line| line.trim()).take_while(|line| line.starts_with("left: ") || line.starts_with("right: "));
     Some(std::iter::once(first).chain(sides).collect::<Vec<_>>().join(", "))
@@ -146,6 +163,16 @@ mod tests {
         let compared = "thread 'a' panicked at x:1:2:\nassertion failed\n  left: 1\n right: 2\nnote: more";
         assert_eq!(first_words(compared).as_deref(), Some("assertion failed, left: 1, right: 2"));
         assert_eq!(first_words("Error: x"), None);
+        let still = "a CPU does not stop, it waits without entering the machine";
+        assert_eq!(first_words(&format!("seed 1\n{still}\nCPU 0")).as_deref(), Some(still));
+    }
+
+    #[test]
+    fn a_test_that_should_have_panicked_says_so() {
+        let note = "note: test did not panic as expected at mm/src/a.rs:1:2";
+        assert_eq!(missed_panic(note), note.strip_prefix("note: ").map(str::to_owned));
+        assert_eq!(missed_panic("note: run with `RUST_BACKTRACE=1`"), None);
+        assert_eq!(missed_panic("test a ... ok"), None);
     }
 
     #[test]
@@ -157,8 +184,8 @@ mod tests {
         assert_eq!(ended(ExitStatus::from_raw(0), words()), Seen::Passed);
         assert_eq!(ended(failed, words()), Seen::Failed("a mix".to_owned()));
         assert_eq!(ended(by(Signal::SIGABRT), words()), Seen::Failed("a mix".to_owned()));
-        // One that should have panicked, and did not.
         assert!(ended(failed, None).is_caught());
+        assert!(!ended(ExitStatus::from_raw(1 << 8), None).is_caught(), "it did not run");
         assert!(!ended(by(Signal::SIGABRT), None).is_caught() && !ended(by(Signal::SIGSEGV), None).is_caught());
         assert!(!ended(by(Signal::SIGKILL), words()).is_caught() && !ended(by(Signal::SIGTERM), words()).is_caught());
     }
