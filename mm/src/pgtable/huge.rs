@@ -75,6 +75,7 @@ pub(crate) struct HugeLocked<'m, 't, M: Machine> {
 
 impl<'m, 't, M: Machine> HugeLocked<'m, 't, M> {
     /// Locks the huge entry that `slot` holds for `address`; `None` if it holds anything else once locked. Under the lock no entry is seen invalidated: that state does not outlive a critical section.
+    #[track_caller]
     pub(crate) fn lock(mm: &'m Mm<M>, slot: Slot<'t, M>, address: VirtAddr) -> Option<Self> {
         let guard = lock_table_of(mm, slot);
         let span = span_of::<M::Mode>(slot.table().level(), address);
