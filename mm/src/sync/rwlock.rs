@@ -98,6 +98,12 @@ impl MmapLock {
         self.0.load(Ordering::Relaxed) & WRITER != 0
     }
 
+    /// Whether a thread sleeps until it may read.
+    #[cfg(test)]
+    pub(crate) fn has_waiting_readers(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >> COUNT_BITS & COUNT > 0
+    }
+
     /// Sleeps until the word no longer is as `still` describes, and returns it.
     fn sleep_while<M: Machine>(&self, machine: M, still: impl Fn(usize) -> bool) -> usize {
         loop {

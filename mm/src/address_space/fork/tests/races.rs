@@ -6,7 +6,11 @@ use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::object::Object;
 use crate::pgtable::{PagingMode, Protection};
+#[cfg(not(feature = "single-lock"))]
+use crate::pgtable::{pmd_offset, pte_offset_map_lock};
 use crate::stats::{Counter, StatsSnapshot};
+#[cfg(not(feature = "single-lock"))]
+use crate::sync::{LockClass, rcu};
 use crate::testing::{Process, World, frame_at, in_each_mode, map_anonymous, page, pages};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -103,6 +107,72 @@ fn look_at_snapshots<Mode: PagingMode>(seed: u64) {
             }
         }
         done.store(true, Ordering::Relaxed);
+    });
+    world.alone(|| drop(mm));
+}
+
+/// R14, the same with the fork held between the two tables:
+///
+/// ```text
+///   CPU 0: fork: shares EARLY's table
+///          waits for the lock of LATE's         CPU 1: has that lock
+///                                               CPU 2: stores to EARLY, which was none, and waits for the fork. Without the
+///                                                      detached mark: gets its page, stores to LATE
+///          shares LATE's table                  CPU 1: gives the lock up
+/// ```
+#[test]
+#[cfg(not(feature = "single-lock"))]
+fn a_store_that_faults_waits_for_the_fork() {
+    in_each_mode!(store_behind_a_fork, 0..3);
+}
+
+#[cfg(not(feature = "single-lock"))]
+fn store_behind_a_fork<Mode: PagingMode>(seed: u64) {
+    const EARLY: u64 = 0x200;
+    const LATE: u64 = 0x800;
+    let world: World<Mode> = World::new(SimConfig::racy(512, 3, seed));
+    let machine = world.machine.handle();
+    let mm = space(&world, EARLY, LATE + 1);
+    let step = AtomicU64::new(0);
+    let await_step = |wanted: u64| {
+        while step.load(Ordering::Acquire) < wanted {
+            machine.pause();
+        }
+    };
+    world.machine.run_all(|cpu| {
+        let process = Process::enter(&world, &mm);
+        let store = |numbers: [u64; 2], value| numbers.map(|number| process.write(page(number), value).unwrap());
+        match cpu.0 {
+            0 => {
+                await_step(2);
+                let child = mm.fork().unwrap();
+                let inside = Process::enter(&world, &child);
+                let found = [EARLY, LATE].map(|number| inside.read(page(number)).unwrap());
+                assert_eq!(found, [0, 1], "of two stores the child has the second alone");
+            }
+            1 => {
+                await_step(1);
+                let rcu = rcu::read_lock(machine);
+                let pmds = pmd_offset(&mm, &rcu, page(LATE)).unwrap();
+                let _locked = pte_offset_map_lock(&mm, pmds.slot(page(LATE)), page(LATE)).unwrap();
+                step.store(2, Ordering::Release);
+                let forker = &machine.cpus().of(CpuId(0)).parking;
+                while forker.waiting_for().is_none_or(|waiting| waiting.class != LockClass::Pte) {
+                    machine.pause();
+                }
+                step.store(3, Ordering::Release);
+                while step.load(Ordering::Acquire) < 4 && !mm.mmap_lock().has_waiting_readers() {
+                    machine.pause();
+                }
+            }
+            _ => {
+                store([EARLY + 1, LATE], 1);
+                step.store(1, Ordering::Release);
+                await_step(3);
+                store([EARLY, LATE], 2);
+                step.store(4, Ordering::Release);
+            }
+        }
     });
     world.alone(|| drop(mm));
 }
