@@ -1,6 +1,6 @@
 //! Rules that a build with the feature `sabotage` can break, so that the tests are seen to notice.
 //!
-//! A sabotage is one line where the rule is kept: `sabotaged!("name")`, `false` in every other build. The build has all of
+//! A sabotage is a line or two where the rule is kept: `sabotaged!("name")`, `false` in every other build. The build has all of
 //! them and breaks at most one rule, which is chosen when it runs: on the host by the environment, in the kernel by its
 //! command line. What each stands for and which tests must fail says the table of `cargo xtask sabotage`.
 

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use mm::address::{Pfn, VirtAddr};
 use mm::config::PAGE_SIZE;
 use mm::pgtable::{EntrySlot, Level, PagingMode};
+use mm::sabotaged;
 use spin::Mutex;
 
 use crate::bits::switch;
@@ -124,6 +125,7 @@ pub fn top() -> Pfn {
 pub fn copy_kernel_half(to: &[Slot]) {
     let map = active();
     let first = Mode::index(Level::Pgd, VirtAddr(layout::KERNEL_HALF.start as u64));
+    let to = if sabotaged!("kernel-half") { &to[..to.len() - 1] } else { to };
     for (from, to) in map.top_entries().iter().zip(to).skip(first) {
         to.store(Mode::to_hardware(Level::Pgd, Mode::from_hardware(Level::Pgd, from.load())));
     }

@@ -116,6 +116,10 @@ ktest! {
         for window in layout::WINDOWS {
             ktest_assert!(top[index(window.start)].load().is_present(), "{window:x?} has no entry");
         }
+        for (copy, entry) in top.iter().zip(kernel_map::active().top_entries()).skip(index(KERNEL_HALF.start)) {
+            let (copy, entry) = (copy.load(), entry.load());
+            ktest_assert_eq!((copy.is_present(), copy.pfn()), (entry.is_present(), entry.pfn()));
+        }
     }
 
     /// The firmware's account of the machine is plausible: RAM, CPUs, the place of the local APICs.

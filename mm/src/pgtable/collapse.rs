@@ -47,6 +47,9 @@ pub(crate) fn unhook_for_collapse<M: Machine, E>(
     // As of a freed table: no CPU may walk the table any more, lazy ones included. The slot may point to another table soon.
     let range = span_of::<M::Mode>(Level::Pmd, address);
     tlb::flush_and_sync(mm, TlbFlush { range, stride: Level::Pte, freed_tables: true, top_changed: false });
+    if sabotaged!("sleep-under-lock") {
+        rcu::synchronize(mm.memory().rcu(), mm.machine());
+    }
     Ok(Some(Unhooked { pfn: entry.pfn() }))
 }
 

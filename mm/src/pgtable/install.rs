@@ -191,6 +191,9 @@ fn publish<M: Machine>(
     mm.pgtables_bytes().fetch_add(if sabotaged!("pgtables-bytes") { 0 } else { PAGE_SIZE }, Ordering::Relaxed);
     let entry = table.into_entry();
     slot.store(entry);
+    if sabotaged!("two-slots") {
+        slot.table().slot_at(7).store(entry);
+    }
     if slot.table().level() == M::Mode::TOP && !sabotaged!("top-flush") {
         tlb::flush_top(mm);
     }

@@ -26,7 +26,8 @@ const fn class_of(level: Level) -> LockClass {
 
 /// The lock of the PTE table that `pmd`, a stable table pointer, names: the lock of the *child*.
 pub fn pte_lockptr<M: Machine>(mm: &Mm<M>, pmd: Entry) -> &M::Lock {
-    if USE_SPLIT_PTE_PTLOCKS { ptl(mm.memory().memmap().page(pmd.pfn())) } else { mm.page_table_lock().lock() }
+    let has_own = USE_SPLIT_PTE_PTLOCKS && !sabotaged!("pte-lockptr");
+    if has_own { ptl(mm.memory().memmap().page(pmd.pfn())) } else { mm.page_table_lock().lock() }
 }
 
 /// The lock of the PMD table that *contains* `pmd`.

@@ -27,8 +27,8 @@ pub struct SeenPte(Entry);
 
 impl SeenPte {
     /// `None` for none, which proves nothing.
-    pub const fn new(pte: Entry) -> Option<Self> {
-        if pte.is_none() { None } else { Some(Self(pte)) }
+    pub fn new(pte: Entry) -> Option<Self> {
+        (!pte.is_none() || sabotaged!("none-proof")).then_some(Self(pte))
     }
 
     /// What was seen.
@@ -127,8 +127,14 @@ impl<'m, M: Machine> PteMapRw<'m, '_, M> {
     fn lock_if(self, proof: impl FnOnce(&PteMap<'m, M>) -> bool) -> Option<PteLocked<'m, M>> {
         let guard = PtlGuard::pte_lock(self.machine, self.lock);
         self.map.assert_constructed();
-        let locked = PteLocked::new(guard, self.map);
-        proof(locked.map()).then_some(locked)
+        if proof(&self.map) || sabotaged!("nolock-recheck") {
+            return Some(PteLocked::new(guard, self.map));
+        }
+        if sabotaged!("section-first") {
+            drop(self.map);
+        }
+        // Unlocks; the section, which is of what was passed in, ends after it (I19).
+        None
     }
 }
 

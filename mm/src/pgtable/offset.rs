@@ -79,10 +79,6 @@ impl<'m, M: Machine> PteLocked<'m, M> {
         Self { guard, map }
     }
 
-    pub(super) fn map(&self) -> &PteMap<'m, M> {
-        &self.map
-    }
-
     /// The held lock, to take a second one beside it ([`super::pte_lock_second`]).
     pub fn guard(&self) -> &PtlGuard<'_, M> {
         &self.guard

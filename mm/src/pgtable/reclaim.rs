@@ -52,7 +52,9 @@ pub(super) fn try_unlink_empty<M: Machine>(mm: &Mm<M>, address: VirtAddr) -> Opt
 /// table must be flushed and wait for its readers before it is freed.
 pub(super) fn unlink<M: Machine>(mm: &Mm<M>, slot: Slot<'_, M>, entry: Entry, level: Level) {
     debug_assert!(is_empty(&Table::map_private(mm.memory(), entry.pfn(), level)), "a table in use is unlinked");
-    slot.swap(Entry::NONE);
+    if !sabotaged!("unhook") {
+        slot.swap(Entry::NONE);
+    }
     mm.memory().memmap().page(entry.pfn()).mark_detached();
     // Now, not when it is freed: that will not know the address space (spec 3.2).
     mm.pgtables_bytes().fetch_sub(PAGE_SIZE, Ordering::Relaxed);

@@ -115,6 +115,9 @@ impl<const OUTSIDER_BITS: u32> Protocol for Tickets<OUTSIDER_BITS> {
                 Err(now) => seen = now,
             }
         }
+        if sabotaged!("try-queues") {
+            word.fetch_add(Self::TAIL, Ordering::Relaxed);
+        }
         false
     }
 

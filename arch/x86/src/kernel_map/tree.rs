@@ -95,7 +95,8 @@ impl KernelMap {
     }
 
     /// The entries of the top table.
-    pub(super) fn top_entries(&self) -> &[Slot] {
+    #[must_use]
+    pub fn top_entries(&self) -> &[Slot] {
         self.table(self.top, Level::Pgd)
     }
 

@@ -53,7 +53,7 @@ pub const RULES: &[Sabotage] = &[
         name: "fork-detach",
         breaks: "faults of the parent go on while its pages are shared (R14)",
         noticed_by: &[
-            host("address_space::fork::tests::races::a_child_is_a_snapshot"),
+            host("address_space::fork::tests::races::a_store_that_faults_waits_for_the_fork"),
             schedules("rules::a_child_is_a_snapshot"),
         ],
     },
@@ -63,6 +63,15 @@ pub const RULES: &[Sabotage] = &[
         noticed_by: &[
             host("address_space::remap::tests::a_mapping_moves_with_its_pages"),
             schedules("stores_against_mremap"),
+        ],
+    },
+    Sabotage {
+        name: "lock-twice",
+        breaks: "the second of two locks is taken though it is the first (I23, R15)",
+        noticed_by: &[
+            host("address_space::remap::tests::a_mapping_moves_with_its_pages"),
+            loom("loom_fork", "a_move_within_one_table_against_a_fault"),
+            x86_64("race::remap::pages_move_within_one_table"),
         ],
     },
     // Translations of other CPUs.

@@ -16,6 +16,29 @@ pub const RULES: &[Sabotage] = &[
         ],
     },
     Sabotage {
+        name: "nolock-recheck",
+        breaks: "a PTE whose lock was only named is stored to without a check under that lock (I21)",
+        noticed_by: &[
+            host("pgtable::nolock::tests::whatever_check_succeeds_the_table_is_attached"),
+            loom("loom_helpers", "a_pmd_that_is_the_same_proves_the_table_attached"),
+            loom("loom_helpers", "an_entry_that_is_the_same_proves_the_table_attached"),
+            x86_64("helpers::a_recheck_under_the_lock_proves_the_table_attached"),
+        ],
+    },
+    Sabotage {
+        name: "none-proof",
+        breaks: "a saved none passes for a proof that its table is attached (R6)",
+        noticed_by: &[
+            host("pgtable::nolock::tests::none_is_no_proof_of_an_attached_table"),
+            loom("loom_helpers", "an_entry_that_is_the_same_proves_the_table_attached"),
+        ],
+    },
+    Sabotage {
+        name: "section-first",
+        breaks: "a read section ends while its table's lock is still held (I12, I19)",
+        noticed_by: &[loom("loom_helpers", "what_is_let_go_is_unlocked_before_it_may_be_freed")],
+    },
+    Sabotage {
         name: "pte-recheck",
         breaks: "a fault stores where another has stored meanwhile (I1, R2)",
         noticed_by: &[
@@ -86,14 +109,25 @@ pub const RULES: &[Sabotage] = &[
     Sabotage {
         name: "dtor",
         breaks: "a table is freed without its destructor (I4)",
-        noticed_by: &[host(
-            "pgtable::alloc::tests::every_constructor_counts_one_table_and_the_destructor_takes_it_back",
-        )],
+        noticed_by: &[
+            host("pgtable::alloc::tests::every_constructor_counts_one_table_and_the_destructor_takes_it_back"),
+            x86_64("helpers::tables_that_are_never_published_are_destroyed_at_once"),
+        ],
+    },
+    Sabotage {
+        name: "free-table",
+        breaks: "the frame of a table goes back to the free ones as it is (I8)",
+        noticed_by: &[host("pgtable::alloc::tests::a_table_without_its_destructor_is_not_freed")],
     },
     Sabotage {
         name: "publish-order",
         breaks: "a table may show in its slot before what it holds (I3)",
         noticed_by: &[loom("loom_fault", "a_fault_without_tables_against_munmap")],
+    },
+    Sabotage {
+        name: "two-slots",
+        breaks: "a table is linked in a second slot too (I2)",
+        noticed_by: &[host("pgtable::alloc::tests::each_table_hangs_in_one_slot")],
     },
     Sabotage {
         name: "spare-left",
@@ -114,13 +148,14 @@ pub const RULES: &[Sabotage] = &[
     Sabotage {
         name: "table-count",
         breaks: "a table is destroyed and still counted (I5)",
-        noticed_by: &[host(
-            "pgtable::alloc::tests::every_constructor_counts_one_table_and_the_destructor_takes_it_back",
-        )],
+        noticed_by: &[
+            host("pgtable::alloc::tests::every_constructor_counts_one_table_and_the_destructor_takes_it_back"),
+            x86_64("helpers::tables_that_are_never_published_are_destroyed_at_once"),
+        ],
     },
     Sabotage {
         name: "lock-left",
-        breaks: "the lock of a table that is destroyed is left as it is, held or not (I12)",
+        breaks: "the lock of a table that is destroyed is left as it is, held or not (I9, I12)",
         noticed_by: &[
             host("pgtable::ptlock::tests::a_table_destroyed_with_its_lock_held_is_caught"),
             schedules("faults_against_munmap"),
@@ -155,6 +190,14 @@ pub const RULES: &[Sabotage] = &[
     Sabotage {
         name: "lockptr",
         breaks: "a PMD table is guarded by the lock of the address space, not by its own (I17, I26)",
+        noticed_by: &[
+            host("pgtable::offset::tests::locks_are_those_of_the_configuration"),
+            x86_64("configuration::locks_are_those_of_the_configuration"),
+        ],
+    },
+    Sabotage {
+        name: "pte-lockptr",
+        breaks: "a PTE table that is looked up is guarded by the lock of the address space, not by its own (I17)",
         noticed_by: &[
             host("pgtable::offset::tests::locks_are_those_of_the_configuration"),
             x86_64("configuration::locks_are_those_of_the_configuration"),

@@ -47,6 +47,14 @@ pub const RULES: &[Sabotage] = &[
         ],
     },
     Sabotage {
+        name: "unhook",
+        breaks: "a table goes and its slot still names it (I10)",
+        noticed_by: &[
+            host("address_space::advise::tests::a_lockless_reader_keeps_a_table_that_was_taken_away"),
+            schedules("faults_against_munmap"),
+        ],
+    },
+    Sabotage {
         name: "floor-and-ceiling",
         breaks: "a table goes that a neighbouring region uses too (R35)",
         noticed_by: &[
@@ -107,6 +115,14 @@ pub const RULES: &[Sabotage] = &[
             loom("loom_huge", "a_collapse_against_a_lockless_walker"),
             x86_64("race::huge::a_collapse_leaves_a_table_as_it_is_to_its_walkers"),
             schedules("rules::a_collapse_leaves_a_table_to_its_walkers"),
+        ],
+    },
+    Sabotage {
+        name: "sleep-under-lock",
+        breaks: "a collapse waits for a grace period under the locks of its tables (I25)",
+        noticed_by: &[
+            host("address_space::collapse::tests::collapse_waits_for_lockless_walkers"),
+            schedules("stores_against_collapse"),
         ],
     },
     Sabotage {

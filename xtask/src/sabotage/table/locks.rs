@@ -51,6 +51,14 @@ pub const RULES: &[Sabotage] = &[
         breaks: "a waiter may look at the head before it shows that it sleeps (I47, R38)",
         noticed_by: &[loom("loom_algorithms", "ticket_two_in_the_queue_exclude_each_other_and_wake_up")],
     },
+    Sabotage {
+        name: "try-queues",
+        breaks: "whoever finds a lock taken leaves a ticket there that nobody waits with (I48)",
+        noticed_by: &[
+            host("sync::tests::ticket::try_lock_neither_waits_nor_queues"),
+            loom("loom_algorithms", "trying_leaves_nothing_behind_in_any_lock"),
+        ],
+    },
     // The kernel and its processor.
     Sabotage {
         name: "invlpg",
@@ -64,6 +72,11 @@ pub const RULES: &[Sabotage] = &[
             x86_64("race::reuse::a_frame_is_not_given_out_again_before_everyone_has_flushed"),
             i686_pae("pae::a_changed_top_entry_is_loaded_by_every_cpu"),
         ],
+    },
+    Sabotage {
+        name: "kernel-half",
+        breaks: "a new top table lacks an entry of the kernel's half (I42)",
+        noticed_by: &[x86_64("boot::the_kernel_half_is_copied_whole"), i686_pae("pae::top_tables_are_as_the_cpu_asks")],
     },
     Sabotage {
         name: "kmap-flush",
