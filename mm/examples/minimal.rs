@@ -8,7 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -240,14 +240,26 @@ unsafe impl Machine for Cpu {
 }
 
 /// Runs `work` as each CPU, all at once, and returns what each returned.
+///
+/// A CPU that has done its work answers until all have. Else one might wait for its answer for ever:
+///
+/// ```text
+///   CPU 0: mprotect: finds CPU 1 among those that use the address space
+///                                             CPU 1: faults, is refused, leaves the address space, and ends
+///   CPU 0: interrupts CPU 1, waits
+/// ```
 fn on_all_cpus<T: Send>(board: &'static Board, work: impl Fn(Cpu) -> T + Sync) -> Vec<T> {
+    let at_work = AtomicUsize::new(CPUS);
     let as_cpu = |number: u32| {
         NUMBER.set(number);
         let cpu = Cpu(board);
         // A CPU without work is idle: no grace period waits for it.
         rcu::exit_idle(cpu);
         let result = work(cpu);
-        cpu.take_interrupts();
+        at_work.fetch_sub(1, Ordering::SeqCst);
+        while at_work.load(Ordering::SeqCst) > 0 {
+            cpu.pause();
+        }
         rcu::enter_idle(cpu);
         result
     };

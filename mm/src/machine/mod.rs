@@ -205,7 +205,8 @@ pub unsafe trait Machine: Copy + Send + Sync + 'static {
     fn latched(self, _index: usize) -> Option<Entry> {
         None
     }
-    /// Interrupts `cpu` to have it run [`tlb::service`](crate::tlb::service).
+    /// Interrupts `cpu` to have it run [`tlb::service`](crate::tlb::service). The sender waits for that, whatever `cpu` does: it
+    /// may be idle by now, or have left the address space.
     fn send_flush_ipi(self, cpu: CpuId);
 
     /// This CPU's block.
