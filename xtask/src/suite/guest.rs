@@ -299,21 +299,25 @@ impl Stage<'_, '_> {
         // A CPU that is alone may do what others would wait for.
         let machine = Machine { cpus: self.machine.cpus.max(2), ..self.machine };
         let task = Task::Misbehave { kind: kind.to_owned() };
-        let plan = self.plan(task, Medium::Pvh(kernel), machine);
+        let plan = self.plan(task, Medium::Pvh(kernel.clone()), machine);
         let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
         let report = run.ended.transcript.errors.iter().find(|error| error.contains(mark));
         let silent = |part: &&&str| !report.is_some_and(|report| report.contains(**part));
         match says.iter().find(silent) {
             None if run.verdict == Verdict::Panicked => Ok(()),
-            None => Err(self.complain("this is not how it should have ended", &run)),
-            Some(part) => Err(self.complain(&format!("the report does not say {part:?}"), &run)),
+            None => Err(self.complain("this is not how it should have ended", &run, &kernel)),
+            Some(part) => Err(self.complain(&format!("the report does not say {part:?}"), &run, &kernel)),
         }
     }
 
     fn expect(&mut self, task: Task, expected: fn(&Run) -> bool) -> Result<(), Complaint> {
         let plan = self.plan(task, Medium::Pvh(self.kernel.to_path_buf()), self.machine);
         let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
-        if expected(&run) { Ok(()) } else { Err(self.complain("this is not how it should have ended", &run)) }
+        if expected(&run) {
+            Ok(())
+        } else {
+            Err(self.complain("this is not how it should have ended", &run, self.kernel))
+        }
     }
 
     fn run_twice(&mut self) -> Result<(), Complaint> {
@@ -325,7 +329,7 @@ impl Stage<'_, '_> {
         for _ in 0..2 {
             let run = self.run(&plan)?;
             if !matches!(run.verdict, Verdict::Passed | Verdict::Failed) {
-                return Err(self.complain("the run did not end by itself", &run));
+                return Err(self.complain("the run did not end by itself", &run, self.kernel));
             }
             let path = run.saved.serial();
             logs.push(fs::read(&path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?);
@@ -373,7 +377,7 @@ impl Stage<'_, '_> {
                 self.plan(Task::Test { filter: (*filter).to_owned() }, Medium::Pvh(kernel.to_path_buf()), machine);
             let run = self.run(&plan)?;
             if !run.verdict.passed() {
-                return Err(self.complain("the tests should have passed", &run));
+                return Err(self.complain("the tests should have passed", &run, kernel));
             }
         }
         Ok(())
@@ -387,13 +391,13 @@ impl Stage<'_, '_> {
     /// Boots `kernel` on a CPU that lacks a feature it needs.
     fn refuse(&mut self, kernel: PathBuf, lacks: &'static str) -> Result<(), Complaint> {
         let machine = Machine { lacks: Some(lacks), ..self.machine };
-        let plan = self.plan(Task::List { filter: String::new() }, Medium::Pvh(kernel), machine);
+        let plan = self.plan(Task::List { filter: String::new() }, Medium::Pvh(kernel.clone()), machine);
         let run = self.run(&Plan { timeout: Some(SHORT), ..plan })?;
         let errors = &run.ended.transcript.errors;
         if run.verdict == Verdict::BootFailed && errors.len() == 1 {
             Ok(())
         } else {
-            Err(self.complain("it should have been refused with one line", &run))
+            Err(self.complain("it should have been refused with one line", &run, &kernel))
         }
     }
 
@@ -416,7 +420,7 @@ impl Stage<'_, '_> {
         if run.verdict.passed() && all_up {
             Ok(())
         } else {
-            Err(self.complain("it should have started all CPUs by UEFI and ended well", &run))
+            Err(self.complain("it should have started all CPUs by UEFI and ended well", &run, &kernel))
         }
     }
 
@@ -429,8 +433,9 @@ impl Stage<'_, '_> {
         runner::run(self.workspace, self.emulator, plan, &mut ()).map_err(|error| vec![error.to_string()])
     }
 
-    fn complain(&self, what: &str, run: &Run) -> Complaint {
-        let symbols = Symbols::load(self.kernel, self.workspace.root());
+    /// What is wrong with a run of `kernel`, and how it ended.
+    fn complain(&self, what: &str, run: &Run, kernel: &Path) -> Complaint {
+        let symbols = Symbols::load(kernel, self.workspace.root());
         std::iter::once(what.to_owned()).chain(postmortem::report(run, &symbols)).collect()
     }
 }
