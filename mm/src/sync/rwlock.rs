@@ -99,7 +99,7 @@ impl MmapLock {
     }
 
     /// Whether a thread sleeps until it may read.
-    #[cfg(test)]
+    #[cfg(all(test, not(feature = "single-lock")))]
     pub(crate) fn has_waiting_readers(&self) -> bool {
         self.0.load(Ordering::Relaxed) >> COUNT_BITS & COUNT > 0
     }
