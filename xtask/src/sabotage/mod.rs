@@ -1,4 +1,4 @@
-//! Sabotage: each rule of `mm` that can be broken by one line (`mm::sabotage`), and the tests that notice. A rule nobody would
+//! Sabotage: each rule of `mm` that can be broken in one place (`mm::sabotage`), and the tests that notice. A rule nobody would
 //! miss is not shown by any test, however many pass.
 
 mod kernel;
