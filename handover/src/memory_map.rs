@@ -1,7 +1,8 @@
 //! What every part of physical memory is used for, as the firmware tells it and the kernel refines it.
 //!
-//! Rule: the map is checked once, here. Its regions are in ascending order; a usable region consists of whole frames
-//! and overlaps nothing; everybody else may rely on that.
+//! Rule: the map is checked once, here. Its regions are in ascending order; a region that is usable, or will be when the boot
+//! loader is not needed any more, consists of whole frames and overlaps nothing; the CPU can reach all RAM. Everybody else may
+//! rely on that.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -36,6 +37,11 @@ impl RegionKind {
     /// Whether the region is RAM that the kernel may look at.
     fn is_ram(self) -> bool {
         self != Self::Reserved
+    }
+
+    /// Whether the kernel hands its frames out, now or later.
+    fn becomes_usable(self) -> bool {
+        matches!(self, Self::Usable | Self::BootLoader)
     }
 }
 
@@ -73,9 +79,9 @@ pub enum MemoryMapError {
         /// Its length.
         bytes: u64,
     },
-    /// A usable region lies where this CPU cannot reach it.
+    /// RAM lies where this CPU cannot reach it.
     Unreachable(Region),
-    /// A usable region overlaps another region.
+    /// A region that is or becomes usable overlaps another region.
     Overlap(Region, Region),
     /// There is only so much usable memory, in bytes.
     TooLittle(u64),
@@ -87,7 +93,7 @@ impl fmt::Display for MemoryMapError {
             Self::TooManyRegions => write!(out, "the firmware's memory map has more than {MAX_REGIONS} regions"),
             Self::Wraps { start, bytes } => write!(out, "memory region at {start:#x} has an absurd length {bytes:#x}"),
             Self::Unreachable(region) => {
-                write!(out, "usable memory up to {:#x} is more than this CPU can address", region.end)
+                write!(out, "memory up to {:#x} is more than this CPU can address", region.end)
             }
             Self::Overlap(one, other) => write!(
                 out,
@@ -119,12 +125,13 @@ impl MemoryMap {
         for (start, bytes, kind) in firmware.into_iter().filter(|(_, bytes, _)| *bytes > 0) {
             let end = start.checked_add(bytes).ok_or(MemoryMapError::Wraps { start, bytes })?;
             let region = whole_frames(Region { start, end, kind });
-            if region.kind == RegionKind::Usable && region.end > physical_end {
+            if region.start >= region.end {
+                continue;
+            }
+            if region.kind.is_ram() && region.end > physical_end {
                 return Err(MemoryMapError::Unreachable(region));
             }
-            if region.start < region.end {
-                map.append(region)?;
-            }
+            map.append(region)?;
         }
         map.regions.sort_unstable_by_key(|region| (region.start, region.end));
         map.check_overlaps()?;
@@ -174,11 +181,14 @@ impl MemoryMap {
     /// # Errors
     /// Too many regions.
     pub fn claim(&mut self, frames: core::ops::Range<Pfn>) -> Result<(), MemoryMapError> {
+        // An empty claim would split the region around it.
+        if frames.is_empty() {
+            return Ok(());
+        }
         let claimed = Region { start: frames.start.address(), end: frames.end.address(), kind: RegionKind::Kernel };
         let mut index = 0;
         while let Some(&region) = self.regions().get(index) {
-            let may_claim = matches!(region.kind, RegionKind::Usable | RegionKind::BootLoader);
-            if may_claim && region.overlaps(&claimed) {
+            if region.kind.becomes_usable() && region.overlaps(&claimed) {
                 let start = region.start.max(claimed.start);
                 let end = region.end.min(claimed.end);
                 self.regions[index] = Region { start, end, ..claimed };
@@ -227,7 +237,7 @@ impl MemoryMap {
         for (index, one) in self.regions().iter().enumerate() {
             // Ascending by start: whatever overlaps comes before the first that starts beyond.
             for other in self.regions()[index + 1..].iter().take_while(|other| other.start < one.end) {
-                if one.kind == RegionKind::Usable || other.kind == RegionKind::Usable {
+                if one.kind.becomes_usable() || other.kind.becomes_usable() {
                     return Err(MemoryMapError::Overlap(*one, *other));
                 }
             }
@@ -238,13 +248,11 @@ impl MemoryMap {
 
 /// The region reduced to whole frames if the kernel will hand them out.
 fn whole_frames(region: Region) -> Region {
-    match region.kind {
-        RegionKind::Usable | RegionKind::BootLoader => {
-            let frames = region.frames();
-            Region { start: frames.start.address(), end: frames.end.address(), ..region }
-        }
-        _ => region,
+    if !region.kind.becomes_usable() {
+        return region;
     }
+    let frames = region.frames();
+    Region { start: frames.start.address(), end: frames.end.address(), ..region }
 }
 
 #[cfg(test)]
@@ -290,6 +298,16 @@ mod tests {
             map(&[(0, 64 * MIB, Usable), (MIB, 0x1000, Reserved), (2 * MIB, MIB, Reserved)]),
             Err(MemoryMapError::Overlap(..))
         ));
+        // What the boot loader uses is usable later: the same holds for it.
+        let usable = (0, 64 * MIB, Usable);
+        for other in [Reserved, Firmware, BootLoader] {
+            let overlapping = [usable, (64 * MIB, 2 * MIB, BootLoader), (65 * MIB, 2 * MIB, other)];
+            assert!(matches!(map(&overlapping), Err(MemoryMapError::Overlap(..))), "{other:?}");
+        }
+        for kind in [BootLoader, Firmware] {
+            assert!(matches!(map(&[usable, (PHYSICAL_END, MIB, kind)]), Err(MemoryMapError::Unreachable(_))));
+        }
+        assert!(map(&[usable, (PHYSICAL_END, MIB, Reserved)]).is_ok(), "what is no RAM may lie anywhere");
         let many = (0..=MAX_REGIONS as u64).map(|number| (number * MIB, MIB / 2, Usable));
         assert_eq!(MemoryMap::new(many, PHYSICAL_END).err(), Some(MemoryMapError::TooManyRegions));
     }
@@ -325,6 +343,8 @@ mod tests {
         );
         map.claim(Pfn::containing(MIB)..Pfn::containing(2 * MIB)).unwrap();
         assert_eq!(map.regions().len(), 7);
+        map.claim(Pfn::containing(4 * MIB)..Pfn::containing(4 * MIB)).unwrap();
+        assert_eq!(map.regions().len(), 7, "nothing is claimed, nothing is split");
         map.release_boot_loader();
         assert_eq!(map.usable_bytes(), (15 + 31) * MIB);
     }
