@@ -11,6 +11,7 @@ extern crate alloc;
 
 pub mod acpi;
 pub mod cmdline;
+pub mod fw_cfg;
 pub mod memory_map;
 pub mod pvh;
 

@@ -26,7 +26,7 @@ pub fn configure() {
     let buffer = vec![0; fw_cfg::MAX_CMDLINE].leak();
     let line: &str = match fw_cfg::cmdline(buffer) {
         Some(Ok(line)) => line,
-        Some(Err(error)) => reject(format_args!("the command line cannot be read: {error:?}")),
+        Some(Err(error)) => reject(format_args!("the command line cannot be read: {error}")),
         None => "",
     };
     match cmdline::parse(line) {
