@@ -1,12 +1,10 @@
-//! Any start info with any memory map: an error, or a map in which usable regions ascend, are whole frames and overlap nothing,
-//! and stay so when the kernel claims frames of it.
+//! Any start info: an error, or regions from which a map is made or refused (`memory_map` looks at the maps).
 
 #![no_main]
 
-use handover::memory_map::{MemoryMap, RegionKind};
+use handover::memory_map::MemoryMap;
 use handover::pvh;
 use libfuzzer_sys::fuzz_target;
-use mm::address::Pfn;
 
 /// Where the start info lies: not at 0, where nothing can be.
 const AT: u64 = 8;
@@ -19,28 +17,8 @@ fuzz_target!(|memory: &[u8]| {
         memory.get(start..start.checked_add(bytes)?)
     };
     let Ok(info) = pvh::read(AT, &read) else { return };
-    let Ok(mut map) = MemoryMap::new(info.regions, PHYSICAL_END) else { return };
-    check(&map);
-    // Frames to claim come from the first bytes, which nothing else reads.
-    let claimed = memory.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes) >> 24);
-    if map.claim(Pfn(claimed)..Pfn(claimed + 1000)).is_ok() {
-        check(&map);
-        map.release_boot_loader();
-        check(&map);
+    // What is said of it goes onto a console.
+    if let Err(error) = MemoryMap::new(info.regions, PHYSICAL_END) {
+        assert!(!error.to_string().is_empty());
     }
 });
-
-fn check(map: &MemoryMap) {
-    for (number, region) in map.regions().iter().enumerate() {
-        assert!(region.start < region.end, "{region:x?}");
-        if region.kind != RegionKind::Usable {
-            continue;
-        }
-        assert!((region.start | region.end) % 4096 == 0 && region.end <= PHYSICAL_END, "{region:x?}");
-        let others = map.regions().iter().enumerate().filter(|(other, _)| *other != number);
-        for (_, other) in others {
-            assert!(other.end <= region.start || region.end <= other.start, "{region:x?} {other:x?}");
-        }
-    }
-    assert!(map.usable_bytes() <= map.ram_bytes());
-}
