@@ -4,9 +4,11 @@
 //! - A CPU has loaded what its running thread is in. Under a thread that is in none it keeps what it had, lazily: the way
 //!   back is cheap, and no flush interrupts it unless tables are freed. Such a thread uses no accessor of the user half.
 //! - The idle thread is in none and gets the kernel's own table: a CPU without work has left every address space's mask
-//!   before it halts, and no flush wakes it (design decision 10). So does a thread that leaves its address space itself.
-//! - A CPU's reference is never the last one: the thread it follows holds one until the CPU has loaded something else. So
-//!   no address space is torn down while threads are switched, with interrupts off.
+//!   before it halts, and no flush wakes it (design decision 10). So does a thread that leaves its address space itself,
+//!   unless it does so lazily.
+//! - A CPU's reference is never the last one: the thread it follows holds one until the CPU has loaded something else, and
+//!   what a CPU keeps lazily it has no reference to. So no address space is torn down while threads are switched, with
+//!   interrupts off.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -84,6 +86,7 @@ pub(super) fn with_current<R>(work: impl FnOnce(Option<&MmRef>) -> R) -> R {
 #[must_use = "dropping it leaves the address space"]
 pub struct Entered {
     previous: Option<MmRef>,
+    lazily: bool,
     /// Belongs to the thread that made it.
     _not_send: PhantomData<*const ()>,
 }
@@ -94,13 +97,25 @@ pub fn enter(mm: &MmRef) -> Entered {
     // SAFETY: as in `with_current`; no reference into the slot is alive, since nothing between is running.
     let previous = unsafe { &mut *thread.user().0.get() }.replace(mm.clone());
     load(Some(mm));
-    Entered { previous, _not_send: PhantomData }
+    Entered { previous, lazily: false, _not_send: PhantomData }
+}
+
+impl Entered {
+    /// Leaves the address space as a thread does that ends: the CPU keeps it lazily until it has another to load, or none has
+    /// a reference any more (R37).
+    pub fn leave_lazily(mut self) {
+        self.lazily = true;
+    }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         let thread = thread::current();
-        load(self.previous.as_ref());
+        if self.lazily && self.previous.is_none() {
+            with_loaded(LoadedMm::enter_lazy);
+        } else {
+            load(self.previous.as_ref());
+        }
         // SAFETY: as in `enter`.
         let left = mem::replace(unsafe { &mut *thread.user().0.get() }, self.previous.take());
         // It may be the last reference, and the end of an address space sleeps: not before the slot is right again.

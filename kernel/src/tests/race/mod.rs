@@ -2,6 +2,7 @@
 
 pub mod come_and_go;
 mod copy;
+mod exit;
 mod fork;
 pub mod held;
 mod huge;

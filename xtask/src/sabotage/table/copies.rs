@@ -1,6 +1,6 @@
 //! Copies and moves; translations of other CPUs.
 
-use super::{host, loom, schedules, x86_64};
+use super::{host, i686_pae, loom, schedules, x86_64};
 use crate::sabotage::Sabotage;
 
 pub const RULES: &[Sabotage] = &[
@@ -139,6 +139,8 @@ pub const RULES: &[Sabotage] = &[
         breaks: "an address space ends while a CPU is lazy on it (I36, R37)",
         noticed_by: &[
             host("tlb::tests::an_address_space_does_not_go_while_a_cpu_is_lazy_on_it"),
+            x86_64("race::exit::an_address_space_ends_under_lazy_cpus"),
+            i686_pae("race::exit::an_address_space_ends_under_lazy_cpus"),
             schedules("rules::address_spaces_end_under_lazy_cpus"),
         ],
     },
