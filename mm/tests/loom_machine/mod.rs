@@ -261,6 +261,16 @@ impl Cpu {
         tlb.cached.borrow().iter().any(|(asid, at, _)| Some(*asid) == tlb.asid.get() && *at == address)
     }
 
+    /// I30: no TLB leads to a frame that is freed. What is cached is an entry where the model has frames.
+    fn assert_in_no_tlb(self, pfn: Pfn) {
+        for (number, tlb) in self.hardware.tlbs.iter().enumerate() {
+            let cached = tlb.cached.borrow();
+            let found =
+                cached.iter().find(|(asid, _, found)| Some(*asid) == tlb.asid.get() && Entry(*found).pfn() == pfn);
+            assert!(found.is_none(), "{pfn:?} is freed and CPU {number} has it cached");
+        }
+    }
+
     /// The entry of the top table.
     pub fn top(self) -> &'static AtomicU64 {
         &self.hardware.top
@@ -402,6 +412,9 @@ unsafe impl Machine for Cpu {
     }
 
     fn note_frame(self, pfn: Pfn, frame_use: FrameUse) {
+        if frame_use == FrameUse::Free {
+            self.assert_in_no_tlb(pfn);
+        }
         self.hardware.frame(pfn).is_table.store(frame_use == FrameUse::Table, Ordering::Relaxed);
     }
 

@@ -11,6 +11,7 @@ pub const RULES: &[Sabotage] = &[
         noticed_by: &[
             host("gather::tests::pages_of_many_tables_are_flushed_once"),
             host("fault::tests::races::munmap_races_with_faults"),
+            loom("loom_gather", "an_unmapped_page_is_freed_when_no_tlb_has_it"),
             schedules("faults_against_munmap"),
         ],
     },
@@ -19,6 +20,7 @@ pub const RULES: &[Sabotage] = &[
         breaks: "what another gather has taken out and not flushed is taken for flushed (R21)",
         noticed_by: &[
             host("gather::tests::a_gather_that_finds_anothers_work_unflushed_flushes_it"),
+            loom("loom_gather", "who_has_dropped_a_page_finds_it_no_more"),
             x86_64("race::reclaim::advice_flushes_what_other_advice_has_not_flushed_yet"),
             schedules("nobody_reads_what_was_dropped"),
         ],
