@@ -30,6 +30,8 @@ pub struct SimConfig {
     pub speculation: u32,
     /// Chance that some CPU then drops something it has cached. Seldom is unkinder: what is dropped cannot be used stale.
     pub eviction: u32,
+    /// Chance that a walker passes over the cached table nearest to the leaf, and begins at one above it.
+    pub passing_over: u32,
     /// Chance that an interrupt is still under way there: it is taken at a later such point.
     pub lateness: u32,
     /// Chance that a TLB keeps a large leaf as a small translation of the page that was wanted.
@@ -51,7 +53,7 @@ pub struct SimConfig {
 }
 
 impl SimConfig {
-    /// A machine that races: it dawdles, speculates and, seldom, evicts. Most of its memory is high, which means above 4 GiB, and
+    /// A machine that races: it dawdles, speculates and, seldom, evicts, and begins its walks anywhere. Most of its memory is high, which means above 4 GiB, and
     /// half of it not for tables. With an odd seed its TLBs tell no address spaces apart.
     pub fn racy(frames: usize, cpus: usize, seed: u64) -> Self {
         let low = frames.div_ceil(4);
@@ -59,6 +61,7 @@ impl SimConfig {
             delay: 16,
             speculation: 64,
             eviction: 4096,
+            passing_over: 4,
             lateness: 4,
             fracturing: 4,
             asids: if seed.is_multiple_of(2) { MAX_ASIDS } else { 1 },
@@ -82,6 +85,7 @@ impl SimConfig {
             delay: 0,
             speculation: 0,
             eviction: 0,
+            passing_over: 0,
             lateness: 0,
             fracturing: 0,
             asids: MAX_ASIDS,

@@ -126,7 +126,8 @@ impl<Mode: PagingMode> SimCpu<Mode> {
 
     /// How the walker goes about its next walk.
     pub(super) fn whim<'p>(&self, config: &SimConfig, pause: &'p dyn Fn()) -> Whim<'p> {
-        Whim { from_top: false, fracture: self.chance(config.fracturing), pause }
+        let passed_over = if self.chance(config.passing_over) { 1 + self.roll() as usize % 3 } else { 0 };
+        Whim { passed_over, fracture: self.chance(config.fracturing), pause }
     }
 
     pub(super) fn touched(&self, address: VirtAddr) {

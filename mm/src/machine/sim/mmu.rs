@@ -173,9 +173,9 @@ impl<Mode: PagingMode> Mmu<Mode> {
         self.tlb.range(bounds).map(|(key, kept)| (*key, kept.found))
     }
 
-    /// The cached entry closest to the leaf that points to a table on the way to `address`.
-    pub(super) fn table(&self, address: VirtAddr) -> Option<(Level, Entry)> {
-        table_levels::<Mode>().find_map(|level| Some((level, self.tables.get(&self.key(level, address))?.entry)))
+    /// The cached entries that point to tables on the way to `address`, from the closest to the leaf on.
+    pub(super) fn tables(&self, address: VirtAddr) -> impl Iterator<Item = (Level, Entry)> {
+        table_levels::<Mode>().filter_map(move |level| Some((level, self.tables.get(&self.key(level, address))?.entry)))
     }
 
     /// Whether an entry of `level` that points to a table on the way to `address` is cached.

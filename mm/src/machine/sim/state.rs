@@ -5,7 +5,7 @@ use super::cpu::{SimCpu, dawdle};
 use super::host::{self, Instant, lock};
 use super::memory::PhysicalMemory;
 use super::violation::{Cached, SimViolation};
-use super::walk::{self, WalkError, Whim};
+use super::walk::{self, WalkError};
 use crate::address::{Pfn, VirtAddr};
 use crate::config::PAGE_SIZE;
 use crate::cpu::{CpuId, Cpus};
@@ -279,7 +279,11 @@ impl<Mode: PagingMode> State<Mode> {
     pub(super) fn speculate(&self, by: &SimCpu<Mode>, cpu: &SimCpu<Mode>) {
         let roll = by.roll();
         let pause = || self.pause_walk(by);
-        let whim = Whim { from_top: roll >> 6 & 3 == 0, ..by.whim(&self.config, &pause) };
+        let from_top = roll >> 6 & 3 == 0;
+        let mut whim = by.whim(&self.config, &pause);
+        if from_top {
+            whim.passed_over = usize::MAX;
+        }
         let mut mmu = cpu.mmu();
         let known = match roll & 3 {
             0 => mmu.known_address(roll as usize >> 8),
@@ -289,7 +293,7 @@ impl<Mode: PagingMode> State<Mode> {
         let near = known.map_or(cpu.last_address(), |address| address.0);
         let offset = (roll >> 2 & 7) * PAGE_SIZE as u64;
         let address = if roll & 32 == 0 { near.saturating_add(offset) } else { near.saturating_sub(offset) };
-        let walk = if whim.from_top || roll >> 5 & 1 == 0 { walk::walk } else { walk::translate };
+        let walk = if from_top || roll >> 5 & 1 == 0 { walk::walk } else { walk::translate };
         let outcome = walk(&self.memory, &mut mmu, VirtAddr(address), false, &whim);
         drop(mmu);
         let (cpu, address) = (cpu.id(), VirtAddr(address));

@@ -78,8 +78,9 @@ const NO_LEVEL_ABOVE: Entry = Entry(!hw::NO_EXECUTE);
 
 /// What the architecture leaves to the walker.
 pub(super) struct Whim<'p> {
-    /// It begins at the top table, whatever the paging-structure cache holds.
-    pub(super) from_top: bool,
+    /// So many of the tables that the paging-structure cache holds for the address it passes over, from the nearest to the leaf
+    /// on. With none left it begins at the top.
+    pub(super) passed_over: usize,
     /// It caches the smallest translation for a leaf of whatever size.
     pub(super) fracture: bool,
     /// Called before it reads an entry.
@@ -118,7 +119,7 @@ pub(super) fn walk<Mode: PagingMode>(
     if address >= Mode::USER_END {
         return Err(WalkError::PageFault);
     }
-    let (mut level, mut table, mut above) = match mmu.table(address).filter(|_| !whim.from_top) {
+    let (mut level, mut table, mut above) = match mmu.tables(address).nth(whim.passed_over) {
         Some((level, entry)) => (below::<Mode>(level)?, hw::pfn(entry).into(), entry),
         None if Mode::LATCHED_TOP => {
             let entry = mmu.latched(Mode::index(Mode::TOP, address));

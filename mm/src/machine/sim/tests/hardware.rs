@@ -178,6 +178,15 @@ fn a_walk_may_begin_at_the_top_again_and_forgets_nothing_for_it() {
 }
 
 #[test]
+fn an_access_may_begin_its_walk_above_the_table_that_is_cached() {
+    let rig = Rig::new(SimConfig { passing_over: 1, ..SimConfig::calm(16, 2, 1) });
+    rig.read(VA).unwrap();
+    rig.set_pmd(0);
+    assert_eq!(rig.read(NEIGHBOUR), Err(Unhandled(NEIGHBOUR, false)), "read from the top");
+    assert_eq!(rig.read(VA), Ok(0), "by the translation that is cached");
+}
+
+#[test]
 fn a_large_leaf_may_be_cached_in_pieces_that_one_flush_drops() {
     const LARGE: u64 = 1 << 7;
     let rig = Rig::new(SimConfig { fracturing: 1, ..SimConfig::calm(16, 2, 1) });
