@@ -7,11 +7,11 @@ use crate::machine::sim::SimConfig;
 use crate::pgtable::{FiveLevel, FourLevel, HugeSize, Pae, PagingMode};
 use crate::stats::{Counter, StatsSnapshot};
 use crate::testing::operations::{
-    Action, Backing, CPUS, OBJECT_PAGES, OBJECTS, SPACES, Shortage, border, config, near, run, table,
+    Action, Backing, CPUS, OBJECT_PAGES, OBJECTS, SPACES, Shortage, Step, border, config, near, run, table,
 };
 use crate::testing::{Small, World};
 use proptest::prelude::{BoxedStrategy, ProptestConfig, Strategy, prop_oneof};
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{TestCaseError, TestCaseResult, TestError, TestRunner};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -76,15 +76,34 @@ fn shortage() -> impl Strategy<Value = Option<Shortage>> {
     ]
 }
 
+/// Steps of a program at most.
+const STEPS: usize = 160;
+/// What fails is made shorter by so many attempts at most: each step may have to be tried more than once, alone and with others.
+const SHRINKING: u32 = 32 * STEPS as u32;
+/// And for so long at most, in milliseconds.
+const SHRINKING_TIME: u32 = 120_000;
+
+/// Runs `share` of every 256 programs that are asked for; the shortest one found that fails.
+fn search<Mode: PagingMode>(
+    share: u32,
+    test: impl Fn(Vec<Step>) -> TestCaseResult,
+) -> Result<(), TestError<Vec<Step>>> {
+    let asked = ProptestConfig::default();
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: (asked.cases * share).div_ceil(256),
+        failure_persistence: None,
+        max_shrink_iters: SHRINKING,
+        max_shrink_time: SHRINKING_TIME,
+        ..asked
+    });
+    runner.run(&proptest::collection::vec((0..CPUS, shortage(), action::<Mode>()), 1..STEPS), test)
+}
+
 /// Runs `share` of every 256 cases that are asked for, and says what happened in them.
 fn check<Mode: PagingMode>(share: u32, config: SimConfig) -> StatsSnapshot {
-    let asked = ProptestConfig::default();
-    let cases = (asked.cases * share).div_ceil(256);
-    let mut runner = TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..asked });
-    let strategy = proptest::collection::vec((0..CPUS, shortage(), action::<Mode>()), 1..160);
     // A machine's memory is never freed, so one serves until a case fails; its books balance after each.
     let spare = Cell::new(None);
-    let outcome = runner.run(&strategy, |steps| {
+    let outcome = search::<Mode>(share, |steps| {
         let world: World<Mode> = spare.take().unwrap_or_else(|| World::new(config));
         run(&world, config.seed, steps);
         spare.set(Some(world));
@@ -136,4 +155,23 @@ fn small_tables_behave_as_a_map() {
             assert!(happened[event] > 0, "no case of {}", event.name());
         }
     }
+}
+
+/// What fails is shown as a short program, in each mode: here one with a fork and a later unmapping fails, whatever else it does.
+#[test]
+fn a_program_that_fails_is_made_short() {
+    fn planted(steps: Vec<Step>) -> TestCaseResult {
+        let mut after_fork = steps.iter().skip_while(|(_, _, action)| !matches!(action, Action::Fork(_)));
+        match after_fork.any(|(_, _, action)| matches!(action, Action::Unmap(_))) {
+            true => Err(TestCaseError::fail("planted")),
+            false => Ok(()),
+        }
+    }
+    fn shortest<Mode: PagingMode>() -> usize {
+        match search::<Mode>(16, planted) {
+            Err(TestError::Fail(_, steps)) => steps.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!([shortest::<FourLevel>(), shortest::<Pae>(), shortest::<Small>()], [2; 3]);
 }
