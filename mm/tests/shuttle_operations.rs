@@ -16,7 +16,7 @@ use mm::machine::Machine;
 use mm::machine::sim::Sim;
 use mm::object::Object;
 use mm::pgtable::{FourLevel, Pae, PagingMode, Protection, pte_at};
-use mm::testing::{Process, Small, World, page, pages};
+use mm::testing::{Process, Small, SmallPae, World, page, pages};
 use shuttle_machine::{Dice, explore, failing_seed, machine};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -253,14 +253,21 @@ fn everything_at_once() {
     explore(1200, |seed| play::<Small>(&SCENE, seed));
 }
 
-/// The same where tables have 512 entries.
+/// The same where tables have 512 entries, so that none is ever full and no page is huge.
 #[test]
 fn everything_at_once_in_four_levels() {
     const SCENE: Scene = Scene { places: [0x1fc, 0x5fc], pages: 8, operations: EVERYTHING, changers: 4, steps: 6 };
     explore(200, |seed| play::<FourLevel>(&SCENE, seed));
 }
 
-/// The same with entries of two words and a top table that CPUs copy (R29 to R31).
+/// R29 to R31 besides: entries have two words, and CPUs copy the top table.
+#[test]
+fn everything_at_once_with_small_pae_tables() {
+    const SCENE: Scene = Scene { places: [0x0e, 0x1e], pages: 8, operations: EVERYTHING, changers: 4, steps: 6 };
+    explore(400, |seed| play::<SmallPae>(&SCENE, seed));
+}
+
+/// The same in PAE's own tables of 512 entries, without huge pages.
 #[test]
 fn everything_at_once_with_pae() {
     const SCENE: Scene =
