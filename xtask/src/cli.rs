@@ -258,7 +258,8 @@ pub struct Test {
     /// Explore the host's loom models with so many preemptions; 2 or 3 if none is given, by their size.
     #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
     pub loom_bound: Option<u32>,
-    /// Run the host's tests under chosen schedules with so many times as many seeds.
+    /// Run the host's tests under chosen schedules with so many times as many seeds, and those that make up programs with so many
+    /// times as many.
     #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
     pub seeds: Option<u32>,
     /// Write the results as JUnit XML.
@@ -443,6 +444,8 @@ pub enum NightlyPart {
     Loom,
     /// The simulated machine under twenty times as many schedules.
     Shuttle,
+    /// Twenty times as many random programs of operations.
+    Properties,
     /// The tests in every build of the 64-bit kernel, on 1 to 8 CPUs.
     #[value(name = "x86_64")]
     X86_64,

@@ -36,6 +36,7 @@ impl NightlyPart {
             Self::Host => "test --only host --all-configs",
             Self::Loom => "test --only host --loom-bound 3 loom",
             Self::Shuttle => "test --only host --seeds 20 shuttle",
+            Self::Properties => "test --only host --seeds 20 against_a_model",
             Self::X86_64 => "test --only kernel --all-configs --arch x86_64",
             Self::I686Pae => "test --only kernel --all-configs --arch i686-pae",
             Self::FiveLevels => "test --only kernel --levels 5",

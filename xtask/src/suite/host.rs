@@ -27,6 +27,9 @@ const EXAMPLE_LIMIT: Duration = Duration::from_secs(90);
 /// A program that explores more than usual may take this long.
 const DEEP_LIMIT: Duration = Duration::from_secs(3 * 3600);
 
+/// Random programs that stand for what a test run does by itself: proptest's own number.
+const PROGRAMS: u32 = 256;
+
 /// How many tests a program runs at once.
 const TEST_THREADS: &str = "RUST_TEST_THREADS";
 
@@ -38,7 +41,7 @@ const SABOTAGE: &str = "sabotage";
 pub struct Depth {
     /// Preemptions in an execution of a loom model.
     pub loom_bound: Option<u32>,
-    /// So many times as many schedules.
+    /// So many times as many schedules, and as many random programs.
     pub seeds: Option<u32>,
 }
 
@@ -46,9 +49,20 @@ impl Depth {
     /// What tells the tests.
     fn environment(self) -> impl Iterator<Item = (&'static str, String)> {
         let variable = |name, value: Option<u32>| value.map(|value| (name, value.to_string()));
-        [variable("LOOM_MAX_PREEMPTIONS", self.loom_bound), variable("LATCHWORK_SCHEDULES", self.seeds)]
-            .into_iter()
-            .flatten()
+        let programs = self.seeds.map(|seeds| seeds.saturating_mul(PROGRAMS));
+        [
+            variable("LOOM_MAX_PREEMPTIONS", self.loom_bound),
+            variable("LATCHWORK_SCHEDULES", self.seeds),
+            variable("PROPTEST_CASES", programs),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// Tells the tests that `command` runs.
+    fn tell(self, mut command: Command) -> Command {
+        command.envs(self.environment());
+        command
     }
 
     /// How long one of their programs may take.
@@ -105,12 +119,14 @@ impl<'a> HostTests<'a> {
     pub fn run(&self, toolchains: &mut Toolchains, progress: &mut Progress) -> Result<(), HostError> {
         progress.section("host tests");
         for program in program::build(&mut self.unit_tests())? {
-            program::run(self.chosen(&program), &program.suite, progress)?;
+            let command = self.depth.tell(self.chosen(&program));
+            program::run_within(self.depth.limit(), command, &program.suite, progress)?;
         }
         for variant in self.variants {
             progress.section(&format!("host tests, {} locks", variant.name()));
             for program in self.tests_of(*variant)? {
-                program::run(self.chosen(&program), &program.suite, progress)?;
+                let command = self.depth.tell(self.chosen(&program));
+                program::run_within(self.depth.limit(), command, &program.suite, progress)?;
             }
         }
         let mut documentation = self.cargo();
@@ -118,14 +134,12 @@ impl<'a> HostTests<'a> {
         program::run(documentation, "mm (doc)", progress)?;
         progress.section("loom models");
         for program in program::build(&mut self.loom_models())? {
-            let mut command = self.chosen(&program);
-            command.envs(self.depth.environment());
+            let command = self.depth.tell(self.chosen(&program));
             program::run_within(self.depth.limit(), command, &program.suite, progress)?;
         }
         progress.section("schedules");
         for program in program::build(&mut self.schedules())? {
-            let mut command = self.chosen(&program);
-            command.envs(self.depth.environment());
+            let command = self.depth.tell(self.chosen(&program));
             program::run_within(self.depth.limit(), command, &program.suite, progress)?;
         }
         if EXAMPLE_CHECK.contains(self.filter) {
