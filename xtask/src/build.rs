@@ -9,7 +9,7 @@ use crate::setup::toolchain::{KERNEL_TARGET, Need, Toolchain, Toolchains};
 use crate::workspace::Workspace;
 
 /// The processor the kernel is built for. A build of its own each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Arch {
     /// 64 bits; four or five levels of page tables.
     #[value(name = "x86_64")]

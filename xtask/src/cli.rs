@@ -300,9 +300,12 @@ pub struct Sabotage {
     /// Name the rules and who notices, break none.
     #[arg(long)]
     pub list: bool,
-    /// Only tests of one kind.
+    /// Only tests of this kind; may be given more than once.
     #[arg(long, value_enum)]
-    pub only: Option<SabotageKind>,
+    pub only: Vec<SabotageKind>,
+    /// Break each rule before one of its tests, not all.
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// A kind of tests that notice when a rule is broken.
