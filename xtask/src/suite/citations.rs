@@ -70,7 +70,8 @@ const ABSENT: &[&str] = &["I27", "R9", "R10", "R16", "R22", "R32", "R33", "R36",
 
 /// Races that the specification marks (S): their interleavings are too long for models, so they are shown on the simulated machine
 /// and in the kernel. All others are marked (L) and need a model.
-const SAMPLED: &[&str] = &["R11", "R14", "R18", "R19", "R20", "R21", "R25", "R31", "R34", "R35", "R37"];
+const SAMPLED: &[&str] =
+    &["R9", "R11", "R14", "R18", "R19", "R20", "R21", "R22", "R25", "R31", "R34", "R35", "R36", "R37", "R42"];
 
 /// What of this run may be asked for.
 #[derive(Clone, Copy, Debug)]
