@@ -1,8 +1,9 @@
-//! Pages that are taken out, flushed and freed, in this order, under CPUs that have them cached (spec 5.4; R20, R21, I30): the
+//! Pages that are taken out, flushed and freed, in this order, under CPUs that have them cached (spec 8.1, 8.2; R20, R21, I30): the
 //! whole of `munmap` and of `madvise(DONTNEED)`, every interleaving within a bound of preemptions.
 //!
 //! Two levels of four entries; both CPUs' TLBs forget nothing by themselves. What must hold whoever is faster: no frame is freed
-//! while a CPU's TLB leads to it (the machine looks), and who has dropped a page finds it no more.
+//! while a CPU's TLB leads to it, no access finds one that is free (the machine looks after both), and who has dropped a page finds
+//! it no more.
 #![cfg(loom)]
 
 mod loom_machine;

@@ -91,6 +91,7 @@ struct Frame {
     slots: [Slot64; 4],
     bytes: Box<Page>,
     is_table: AtomicBool,
+    is_free: AtomicBool,
 }
 
 #[repr(align(4096))]
@@ -201,6 +202,7 @@ impl Frame {
             slots: std::array::from_fn(|_| Slot64::new(Entry::NONE)),
             bytes: Box::new(Page(UnsafeCell::new([0; 4096]))),
             is_table: AtomicBool::new(false),
+            is_free: AtomicBool::new(false),
         }
     }
 }
@@ -243,11 +245,13 @@ impl Cpu {
         let asid = self.tlb().asid.get()?;
         let mut cached = self.tlb().cached.borrow_mut();
         if let Some((.., found)) = cached.iter().find(|(of, at, _)| *of == asid && *at == address) {
+            self.assert_in_use(*found);
             return Some(*found);
         }
         drop(cached);
         let found = walk();
         if found != 0 {
+            self.assert_in_use(found);
             cached = self.tlb().cached.borrow_mut();
             cached.push((asid, address, found));
         }
@@ -261,7 +265,16 @@ impl Cpu {
         tlb.cached.borrow().iter().any(|(asid, at, _)| Some(*asid) == tlb.asid.get() && *at == address)
     }
 
-    /// I30: no TLB leads to a frame that is freed. What is cached is an entry where the model has frames.
+    /// I30: what an access finds is no free frame. What is found is an entry where the model has frames.
+    fn assert_in_use(self, found: u64) {
+        if !self.hardware.memory.is_empty() {
+            let pfn = Entry(found).pfn();
+            let is_free = self.hardware.frame(pfn).is_free.load(Ordering::Relaxed);
+            assert!(!is_free, "{pfn:?} is accessed and free");
+        }
+    }
+
+    /// I30: no TLB leads to a frame that is freed.
     fn assert_in_no_tlb(self, pfn: Pfn) {
         for (number, tlb) in self.hardware.tlbs.iter().enumerate() {
             let cached = tlb.cached.borrow();
@@ -415,6 +428,7 @@ unsafe impl Machine for Cpu {
         if frame_use == FrameUse::Free {
             self.assert_in_no_tlb(pfn);
         }
+        self.hardware.frame(pfn).is_free.store(frame_use == FrameUse::Free, Ordering::Relaxed);
         self.hardware.frame(pfn).is_table.store(frame_use == FrameUse::Table, Ordering::Relaxed);
     }
 
