@@ -27,8 +27,8 @@ fuzz_target!(|bytes: &[u8]| {
             6 => RegionKind::Kernel,
             _ => RegionKind::Reserved,
         };
-        // An odd one, now and then, is as far away as numbers go.
-        let far = if region[0] & 0x80 == 0 { 0 } else { u64::MAX / 2 };
+        // Now and then one starts so far away that its end may be beyond all numbers.
+        let far = if region[0] & 0x80 == 0 { 0 } else { u64::MAX - (GRAIN << (8 * NUMBER)) };
         (far + number(&region[1..]) * GRAIN + u64::from(region[0] & 1), number(&region[1 + NUMBER..]) * GRAIN, kind)
     });
     let mut map = match MemoryMap::new(regions, PHYSICAL_END) {

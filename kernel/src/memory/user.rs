@@ -102,7 +102,8 @@ pub fn enter(mm: &MmRef) -> Entered {
 
 impl Entered {
     /// Leaves the address space as a thread does that ends: the CPU keeps it lazily until it has another to load, or none has
-    /// a reference any more (R37).
+    /// a reference any more (R37). From here on the accessors of the user half are not to be used: they would go by translations
+    /// that no flush reaches.
     pub fn leave_lazily(mut self) {
         self.lazily = true;
     }

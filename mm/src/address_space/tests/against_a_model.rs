@@ -83,28 +83,39 @@ const SHRINKING: u32 = 32 * STEPS as u32;
 /// And for so long at most, in milliseconds.
 const SHRINKING_TIME: u32 = 120_000;
 
-/// Runs `share` of every 256 programs that are asked for; the shortest one found that fails.
+/// The machines of attempts that failed are never freed; these are their frames at most, 4 GiB.
+const SHRINKING_FRAMES: usize = 1 << 20;
+
+/// Runs so many programs; the shortest one found that fails.
 fn search<Mode: PagingMode>(
-    share: u32,
+    cases: u32,
     test: impl Fn(Vec<Step>) -> TestCaseResult,
 ) -> Result<(), TestError<Vec<Step>>> {
-    let asked = ProptestConfig::default();
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: (asked.cases * share).div_ceil(256),
+        cases,
         failure_persistence: None,
         max_shrink_iters: SHRINKING,
         max_shrink_time: SHRINKING_TIME,
-        ..asked
+        ..ProptestConfig::default()
     });
     runner.run(&proptest::collection::vec((0..CPUS, shortage(), action::<Mode>()), 1..STEPS), test)
 }
 
 /// Runs `share` of every 256 cases that are asked for, and says what happened in them.
 fn check<Mode: PagingMode>(share: u32, config: SimConfig) -> StatsSnapshot {
+    let cases = (u64::from(ProptestConfig::default().cases) * u64::from(share)).div_ceil(256);
     // A machine's memory is never freed, so one serves until a case fails; its books balance after each.
-    let spare = Cell::new(None);
-    let outcome = search::<Mode>(share, |steps| {
-        let world: World<Mode> = spare.take().unwrap_or_else(|| World::new(config));
+    let (spare, made) = (Cell::new(None), Cell::new(0));
+    let outcome = search::<Mode>(cases.try_into().unwrap_or(u32::MAX), |steps| {
+        let world: World<Mode> = match spare.take() {
+            Some(world) => world,
+            // No further: what fails is as short as it is by now.
+            None if made.get() * config.frames > SHRINKING_FRAMES => return Ok(()),
+            None => {
+                made.set(made.get() + 1);
+                World::new(config)
+            }
+        };
         run(&world, config.seed, steps);
         spare.set(Some(world));
         Ok(())

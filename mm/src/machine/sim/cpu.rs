@@ -126,7 +126,7 @@ impl<Mode: PagingMode> SimCpu<Mode> {
 
     /// How the walker goes about its next walk.
     pub(super) fn whim<'p>(&self, config: &SimConfig, pause: &'p dyn Fn()) -> Whim<'p> {
-        let passed_over = if self.chance(config.passing_over) { 1 + self.roll() as usize % 3 } else { 0 };
+        let passed_over = if self.chance(config.passing_over) { 1 + self.roll() as usize % 4 } else { 0 };
         Whim { passed_over, fracture: self.chance(config.fracturing), pause }
     }
 
