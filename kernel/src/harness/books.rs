@@ -84,11 +84,11 @@ fn settle() {
 
 mod tests {
     use super::Books;
-    use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
-    use core::sync::atomic::{AtomicU64, Ordering};
+    use crate::harness::{AtomicCount, TestContext, ktest, ktest_assert, ktest_assert_eq};
+    use core::sync::atomic::Ordering;
 
-    static OWNED: AtomicU64 = AtomicU64::new(0);
-    static LATE: AtomicU64 = AtomicU64::new(0);
+    static OWNED: AtomicCount = AtomicCount::new(0);
+    static LATE: AtomicCount = AtomicCount::new(0);
 
     counter!("test things owned", || OWNED.load(Ordering::Relaxed));
     settler!(|| {

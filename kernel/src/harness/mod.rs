@@ -16,6 +16,7 @@
 
 pub mod books;
 mod context;
+mod count;
 pub mod deadline;
 mod name;
 mod random;
@@ -23,6 +24,7 @@ mod runner;
 mod workload;
 
 pub use context::{Stop, TestContext, TestResult, ktap};
+pub use count::AtomicCount;
 pub use name::Name;
 pub use random::Random;
 pub use runner::{Tally, list_tests, run_tests};

@@ -1,11 +1,11 @@
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch_x86::{interrupts, percpu};
 use mm::cpu::CpuSet;
 
 use super::call_on;
-use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, TestContext, ktest, ktest_assert, ktest_assert_eq};
 use crate::smp::online;
 use crate::thread::spawn_on;
 
@@ -13,7 +13,7 @@ ktest! {
     /// An interrupt sent to one CPU arrives at that CPU and at no other.
     fn a_call_reaches_the_cpu_it_is_for(_t: &TestContext) {
         for cpu in online().iter() {
-            let ran_on = AtomicU64::new(0);
+            let ran_on = AtomicCount::new(0);
             call_on(CpuSet::only(cpu), &|| {
                 ran_on.fetch_or(CpuSet::only(percpu::cpu()).0, Ordering::Relaxed);
             });
@@ -23,7 +23,7 @@ ktest! {
 
     /// A call to all CPUs runs once on each, the caller included, with interrupts off.
     fn a_call_to_all_runs_once_on_each(t: &TestContext) {
-        let (runs, ran_on, deaf) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicUsize::new(0));
+        let (runs, ran_on, deaf) = (AtomicUsize::new(0), AtomicCount::new(0), AtomicUsize::new(0));
         call_on(online(), &|| {
             runs.fetch_add(1, Ordering::Relaxed);
             ran_on.fetch_or(CpuSet::only(percpu::cpu()).0, Ordering::Relaxed);

@@ -1,9 +1,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch_x86::{percpu, time};
 use mm::config::NR_CPUS;
+use spin::Mutex;
 
 use super::online;
 use crate::boot;
@@ -33,16 +33,17 @@ ktest! {
     /// A time read on one CPU is never later than one read afterwards on another.
     fn the_clock_never_runs_backwards_between_cpus(_t: &TestContext) {
         const ROUNDS: usize = 2000;
-        let latest = Arc::new(AtomicU64::new(0));
+        let latest = Arc::new(Mutex::new(0));
         let readers: Result<Vec<_>, _> = online()
             .iter()
             .map(|cpu| {
                 let latest = Arc::clone(&latest);
                 spawn_on(cpu, "clock reader", move || {
                     (0..ROUNDS).fold(0, |worst: u64, _| {
-                        let before = latest.load(Ordering::SeqCst);
+                        let before = *latest.lock();
                         let now = time::now_nanos();
-                        latest.fetch_max(now, Ordering::SeqCst);
+                        let mut latest = latest.lock();
+                        *latest = now.max(*latest);
                         worst.max(before.saturating_sub(now))
                     })
                 })

@@ -1,7 +1,7 @@
 //! The helper family on all CPUs at once: what each maps, locks, makes and refuses (spec 1, 3).
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch_x86::layout::Mode;
 use arch_x86::machine::X86;
@@ -24,7 +24,7 @@ use mm::vma::Access;
 use super::support::{
     LINKED_UPPER, MADE_UPPER, PATIENCE_NANOS, PMD_TABLE, TABLE, dawdle, map_anonymous, page, pages, write,
 };
-use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory, statistics};
 use crate::smp::online;
 use crate::workload::crew;
@@ -41,7 +41,7 @@ ktest! {
         let mm = Mm::create(memory())?;
         map_anonymous(&mm, pages(0, 1))?;
         handle_mm_fault(&mm, page(0), Access::Write)?;
-        let (done, found) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 2]);
+        let (done, found) = (AtomicBool::new(false), [const { AtomicCount::new(0) }; 2]);
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| {
             if member.index == 0 {
@@ -55,7 +55,7 @@ ktest! {
             }
             Ok(())
         })?;
-        let [same_pmd, same_pte] = found.map(AtomicU64::into_inner);
+        let [same_pmd, same_pte] = found.map(AtomicCount::into_inner);
         t.note(format_args!("{same_pmd} tables proved attached by their PMD, {same_pte} by a PTE"));
         outcomes.into_iter().collect::<TestResult>()?;
     }
@@ -87,7 +87,7 @@ ktest! {
         let mm = Mm::create(memory())?;
         map_anonymous(&mm, pages(0, SLOTS * TABLE))?;
         handle_mm_fault(&mm, page(0), Access::Write)?;
-        let taken = AtomicU64::new(0);
+        let taken = AtomicCount::new(0);
         let outcomes = crew::run(online(), &|member| -> TestResult {
             for round in 1..SLOTS {
                 let address = page(round * TABLE);
@@ -176,7 +176,7 @@ ktest! {
         for number in [0, TABLE] {
             handle_mm_fault(&mm, page(number), Access::Write)?;
         }
-        let sums = [const { AtomicU64::new(0) }; 3];
+        let sums = [const { AtomicCount::new(0) }; 3];
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| -> TestResult {
             let mut random = Random::new(seed ^ member.index as u64);
@@ -261,7 +261,7 @@ fn same<L>(one: &L, other: &L) -> bool {
 
 /// Maps and unmaps the page whose table comes and goes. Now and then it stays until the others have found it in both ways, since
 /// their CPUs may run at other times than this one; else it goes at once, and perhaps under their checks.
-fn come_and_go(mm: &Mm, found: &[AtomicU64; 2]) -> TestResult {
+fn come_and_go(mm: &Mm, found: &[AtomicCount; 2]) -> TestResult {
     let counts = || found.each_ref().map(|count| count.load(Ordering::Relaxed));
     for round in 0..4 * ROUNDS {
         map_anonymous(mm, pages(COMES, COMES + 1))?;
@@ -279,7 +279,7 @@ fn come_and_go(mm: &Mm, found: &[AtomicU64; 2]) -> TestResult {
 }
 
 /// Looks the page up in each of the ways that take no lock.
-fn look(t: &TestContext, mm: &Mm, found: &[AtomicU64; 2], random: &mut Random) {
+fn look(t: &TestContext, mm: &Mm, found: &[AtomicCount; 2], random: &mut Random) {
     let rcu = rcu::read_lock(X86);
     let Some(pmds) = pmd_offset(mm, &rcu, page(COMES)) else { return };
     let (pmd, address) = (pmds.slot(page(COMES)), page(COMES));

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use arch_x86::machine::X86;
 use arch_x86::{percpu, time};
@@ -19,7 +19,7 @@ use super::race::held::{TableLock, await_halted};
 use super::support::{
     NoTicks, PATIENCE_NANOS, add, dawdle, map_anonymous, map_object, page, pages, read, stock_a_frame, write,
 };
-use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, Object, enter, memory, statistics};
 use crate::smp::online;
 use crate::sync::acquisitions;
@@ -30,7 +30,7 @@ ktest! {
     /// Two threads of one CPU are in `mmap_lock` for reading at once. What is noted of them goes with the thread, not the
     /// CPU, so neither is taken for one that takes the lock twice.
     fn threads_of_one_cpu_share_mmap_lock(_t: &TestContext) {
-        let shared = Arc::new((MmapLock::new(), AtomicU64::new(0)));
+        let shared = Arc::new((MmapLock::new(), AtomicCount::new(0)));
         let spawn_reader = || {
             let shared = Arc::clone(&shared);
             spawn_on(percpu::cpu(), "reader", move || {
@@ -142,7 +142,7 @@ ktest! {
         }
         X86.cpus().iter().for_each(|(_, local)| local.stats.forget_peaks());
         let before = statistics();
-        let served = AtomicU64::new(0);
+        let served = AtomicCount::new(0);
         let outcomes = crew::run(online(), &|member| {
             if member.index == 0 {
                 let tickets = TableLock::Pte.hold(&mm, || {

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::hint::spin_loop;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch_x86::machine::X86;
 use arch_x86::user_access::AccessFault;
@@ -14,7 +14,7 @@ use mm::stats::{Counter, StatsSnapshot};
 
 use super::race::come_and_go::needs_a_second_cpu;
 use super::support::{PATIENCE_NANOS, TABLE, await_within, map_anonymous, pages, read, write};
-use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mapping, Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::thread::{block_while, need_resched, spawn_on, wake};
@@ -123,8 +123,8 @@ struct Unmapped {
 #[derive(Default)]
 pub(super) struct Shared {
     over: AtomicBool,
-    left: AtomicU64,
-    in_mask: AtomicU64,
+    left: AtomicCount,
+    in_mask: AtomicCount,
 }
 
 impl Shared {
@@ -171,7 +171,7 @@ fn unmap_under_lazy_cpus(t: &TestContext, gone: Range<u64>) -> Result<Unmapped, 
     })?;
     let sent = outcomes.swap_remove(0)?.ok_or(Stop::failed(format_args!("nothing was unmapped")))?;
     outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))?;
-    let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let count = |count: &AtomicCount| count.load(Ordering::Relaxed);
     let behind = statistics().since(&before)[Counter::LazyBehind];
     Ok(Unmapped { sent, left: count(&shared.left), in_mask: count(&shared.in_mask), behind })
 }

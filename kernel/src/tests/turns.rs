@@ -3,25 +3,25 @@
 //! Rule: no change is made before every other CPU has begun and ended a turn since the one before. A host with fewer CPUs runs
 //! some of them for long stretches; without the rule a whole series of changes can go by while nobody else runs.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm::config::NR_CPUS;
 
-use crate::harness::{Stop, TestResult};
+use crate::harness::{AtomicCount, Stop, TestResult};
 use crate::workload::crew::Member;
 
 /// What the members of a crew share.
 pub struct Turns {
     /// Turns each member has ended; [`GONE`] once it takes no more.
-    ended: [AtomicU64; NR_CPUS],
+    ended: [AtomicCount; NR_CPUS],
     over: AtomicBool,
 }
 
-const GONE: u64 = u64::MAX;
+const GONE: u64 = AtomicCount::MAX;
 
 impl Turns {
     pub fn new() -> Self {
-        Self { ended: [const { AtomicU64::new(0) }; NR_CPUS], over: AtomicBool::new(false) }
+        Self { ended: [const { AtomicCount::new(0) }; NR_CPUS], over: AtomicBool::new(false) }
     }
 
     /// Takes turns, which are numbered from 0, until the changes are over or a turn fails. Returns how many it were.

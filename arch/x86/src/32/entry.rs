@@ -7,10 +7,10 @@
 //!
 //! **The emulator's flags.** QEMU 7.2 computes the flags of the next instructions from a stray operand after `cmpxchg8b` (its
 //! helper takes the flags' source for up to date before the translator has stored it), until an instruction sets all of them.
-//! Whatever pushes flags then pushes any bit of that operand, TF, NT and IOPL among them, and `iret` loads those. So [`flags`]
-//! sets all flags first, and the stubs take out of the interrupted program's what the kernel never sets. `IF` cannot be
-//! cured so: no trap may come right after a `cmpxchg8b` in a stretch with interrupts off, and the kernel has that instruction
-//! only in the accessors of user memory, each time followed by one that sets the flags.
+//! Whatever pushes flags then pushes any bit of that operand, and one bit, `VM`, has an interrupt that comes at that moment end
+//! as a double fault. So no code of the kernel has the instruction (a test disassembles it), but for the accessor of user memory that
+//! needs it: a jump before it has the translator store all. [`flags`] and the stubs, which set all flags first
+//! and take out of the interrupted program's what the kernel never sets, stand in for programs in ring 3 that have it.
 
 use core::arch::{asm, global_asm};
 use core::fmt;

@@ -83,11 +83,13 @@ pub(crate) unsafe fn exchange_add(address: usize, add: u64) -> Result<u64, Acces
 /// See the module.
 unsafe fn compare_exchange(address: usize, expected: u64, new: u64) -> Result<u64, AccessFault> {
     let (mut low, mut high) = (expected as u32, (expected >> 32) as u32);
-    // SAFETY: reads and writes user memory only, which no Rust object lives in; a fault is fixed up. The instruction that
-    // follows sets all flags, which the emulator needs (`entry.rs`).
+    // SAFETY: reads and writes user memory only, which no Rust object lives in; a fault is fixed up. The jump goes to the next
+    // instruction: the emulator's flags would be wrong without it (`entry.rs`).
     unsafe {
         guarded!(
+            before "jmp 2f",
             "lock cmpxchg8b [{address}]",
+            after "",
             address = in(reg) address,
             inout("eax") low,
             inout("edx") high,

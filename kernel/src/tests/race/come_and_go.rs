@@ -6,11 +6,11 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use mm::pgtable::pte_at;
 
-use crate::harness::{Random, Stop, TestContext, TestResult, ktest_assert};
+use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest_assert};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{self, dawdle, far, map_anonymous, page, pages, read, write};
@@ -38,10 +38,10 @@ struct Stage<'a> {
     t: &'a TestContext,
     mm: &'a MmRef,
     scenario: &'a Scenario,
-    epoch: AtomicU64,
+    epoch: AtomicCount,
     turns: Turns,
     /// The epoch in which each CPU reached the region last.
-    reached: Vec<AtomicU64>,
+    reached: Vec<AtomicCount>,
 }
 
 /// Plays the scenario on all CPUs.
@@ -57,8 +57,8 @@ pub fn play(t: &TestContext, scenario: &Scenario) -> TestResult {
     for first in [scenario.region.start, MARKS] {
         support::come_and_go(&mm, pages(first, first + count))?;
     }
-    let reached = (0..t.cpus()).map(|_| AtomicU64::new(0)).collect();
-    let stage = Stage { t, mm: &mm, scenario, epoch: AtomicU64::new(1), turns: Turns::new(), reached };
+    let reached = (0..t.cpus()).map(|_| AtomicCount::new(0)).collect();
+    let stage = Stage { t, mm: &mm, scenario, epoch: AtomicCount::new(1), turns: Turns::new(), reached };
     let seed = t.random().next_u64();
     let outcomes = crew::run(online(), &|member| {
         let mut random = Random::new(seed ^ member.index as u64);

@@ -1,11 +1,11 @@
 //! Stores of all CPUs to pages that a fork has shared: one copy, and the old page is seen by nobody afterwards (R18).
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use mm::stats::Counter;
 
 use super::pages::{CONTESTED, contest};
-use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::tests::support::{TABLE, add, frame_at, map_anonymous, pages, read, write};
@@ -100,7 +100,7 @@ ktest! {
         const PAGES: u64 = 24;
         let mm = numbered(PAGES)?;
         let child = mm.fork()?;
-        let written = AtomicU64::new(0);
+        let written = AtomicCount::new(0);
         crew::run(online(), &|member| {
             let _user = enter(&child);
             for number in 0..PAGES {

@@ -1,14 +1,14 @@
 //! Address spaces that end while CPUs still have them loaded for nobody (R37, I36).
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use arch_x86::user_access::AccessFault;
 use mm::stats::Counter;
 use spin::Mutex;
 
 use super::come_and_go::needs_a_second_cpu;
-use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::tests::support::{PATIENCE_NANOS, await_within, dawdle, map_anonymous, pages, read, write};
@@ -23,8 +23,8 @@ ktest! {
     /// any moment, and the last reference may be theirs. Mostly it has no pages, whose removal would have told them.
     fn an_address_space_ends_under_lazy_cpus(t: &TestContext) {
         needs_a_second_cpu(t)?;
-        let reached = (0..t.cpus()).map(|_| AtomicU64::new(0)).collect();
-        let stage = Stage { t, current: Mutex::new(None), gone: AtomicU64::new(0), reached, turns: Turns::new() };
+        let reached = (0..t.cpus()).map(|_| AtomicCount::new(0)).collect();
+        let stage = Stage { t, current: Mutex::new(None), gone: AtomicCount::new(0), reached, turns: Turns::new() };
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| {
             let mut random = Random::new(seed ^ member.index as u64);
@@ -43,9 +43,9 @@ struct Stage<'a> {
     /// The address space of a round, which are numbered from 1.
     current: Mutex<Option<(u64, MmRef)>>,
     /// The last round whose address space has lost the reference above.
-    gone: AtomicU64,
+    gone: AtomicCount,
     /// The last round in which each CPU kept its address space lazily.
-    reached: Vec<AtomicU64>,
+    reached: Vec<AtomicCount>,
     turns: Turns,
 }
 

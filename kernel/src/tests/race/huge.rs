@@ -1,7 +1,7 @@
 //! Huge pages on all CPUs: faults that race for one, splits and collapses under the feet of those who use it.
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch_x86::machine::X86;
 use arch_x86::user_access::AccessFault;
@@ -15,7 +15,7 @@ use mm::sync::rcu;
 
 use super::come_and_go::needs_a_second_cpu;
 use super::held::{Collision, TableLock};
-use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mapping, Mm, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{
@@ -153,9 +153,9 @@ ktest! {
             let _user = enter(&mm);
             write(0, 0)?;
         }
-        let (added, turns) = (AtomicU64::new(0), Turns::new());
+        let (added, turns) = (AtomicCount::new(0), Turns::new());
         // While even, nobody collapses: an entry may be in split, but never none.
-        let phase = AtomicU64::new(0);
+        let phase = AtomicCount::new(0);
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| -> TestResult {
             let mut random = Random::new(seed ^ member.index as u64);

@@ -2,13 +2,13 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use arch_x86::user_access::AccessFault;
 use mm::pgtable::{Entry, Protection, pte_at};
 
 use super::held::{Collision, TableLock};
-use crate::harness::{Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{add, dawdle, map_anonymous, page, pages, read, write};
@@ -27,7 +27,7 @@ ktest! {
         let mm = Mm::create(memory())?;
         map_anonymous(&mm, pages(0, PAGES))?;
         // Even while the pages may be written or that is just changing, odd while they surely may not.
-        let (epoch, landed, turns) = (AtomicU64::new(0), AtomicU64::new(0), Turns::new());
+        let (epoch, landed, turns) = (AtomicCount::new(0), AtomicCount::new(0), Turns::new());
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| {
             let mut random = Random::new(seed ^ member.index as u64);
@@ -121,7 +121,7 @@ ktest! {
     }
 }
 
-fn protect_and_open(mm: &Mm, epoch: &AtomicU64, round: u64, await_writers: &dyn Fn()) -> TestResult {
+fn protect_and_open(mm: &Mm, epoch: &AtomicCount, round: u64, await_writers: &dyn Fn()) -> TestResult {
     let range = pages(PROTECTED.start, PROTECTED.end);
     let look = || PROTECTED.map(read).collect::<Result<Vec<u64>, _>>();
     mm.mprotect(range, Protection::READ)?;

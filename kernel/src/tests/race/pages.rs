@@ -1,11 +1,11 @@
 //! First faults on the same page of a table that is there: one frame is installed, the losers free theirs (R2, R18).
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use mm::stats::Counter;
 
 use super::held::{TableLock, await_waiting};
-use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, Object, enter, memory, statistics};
 use crate::smp::online;
 use crate::tests::support::{TABLE, add, frame_at, map_anonymous, map_object, pages, read, write};
@@ -82,7 +82,7 @@ ktest! {
         const PAGES: u64 = 24;
         let mm = Mm::create(memory())?;
         map_anonymous(&mm, pages(0, PAGES))?;
-        let written = AtomicU64::new(0);
+        let written = AtomicCount::new(0);
         crew::run(online(), &|member| {
             let _user = enter(&mm);
             for number in 0..PAGES {

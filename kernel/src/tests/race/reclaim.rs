@@ -4,7 +4,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch_x86::machine::X86;
 use arch_x86::percpu;
@@ -17,7 +17,7 @@ use mm::sync::rcu;
 
 use super::come_and_go::needs_a_second_cpu;
 use super::held::{Collision, TableLock, await_waiting};
-use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{
@@ -102,7 +102,7 @@ ktest! {
         }
         let mm = Mm::create(memory())?;
         map_anonymous(&mm, SPAN)?;
-        let turn = AtomicU64::new(0);
+        let turn = AtomicCount::new(0);
         let await_turn = |wanted| {
             while turn.load(Ordering::Acquire) < wanted {
                 spin_loop();

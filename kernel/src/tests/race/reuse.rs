@@ -1,10 +1,10 @@
 //! Frames that go from one user to the next while CPUs still know the way to the first (R20, I30).
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use alloc::vec::Vec;
 
-use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{add, dawdle, map_anonymous, pages, read, write};
@@ -25,9 +25,9 @@ ktest! {
             return Err(Stop::skipped(format_args!("needs one CPU to unmap, one to write, one to take")));
         }
         let mm = Mm::create(memory())?;
-        let rounds_begun = AtomicU64::new(0);
+        let rounds_begun = AtomicCount::new(0);
         let done = AtomicBool::new(false);
-        let swept: Vec<AtomicU64> = (0..t.cpus()).map(|_| AtomicU64::new(0)).collect();
+        let swept: Vec<AtomicCount> = (0..t.cpus()).map(|_| AtomicCount::new(0)).collect();
         let seed = t.random().next_u64();
         let outcomes = crew::run(online(), &|member| {
             let mut random = Random::new(seed ^ member.index as u64);
@@ -56,7 +56,7 @@ ktest! {
 }
 
 /// Maps the pages, and unmaps them when every writer has reached all of them.
-fn remove(mm: &MmRef, rounds_begun: &AtomicU64, swept: &[AtomicU64]) -> TestResult {
+fn remove(mm: &MmRef, rounds_begun: &AtomicCount, swept: &[AtomicCount]) -> TestResult {
     for round in 1..=ROUNDS {
         map_anonymous(mm, pages(0, PAGES))?;
         rounds_begun.store(round, Ordering::Release);

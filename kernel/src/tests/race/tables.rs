@@ -2,14 +2,14 @@
 //!
 //! One CPU holds the lock under which the table is to be linked until all others have made one and wait.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm::address::VirtRange;
 use mm::config::PAGE_SIZE;
 use mm::stats::{Counter, StatsSnapshot};
 
 use super::held::{TableLock, await_waiting};
-use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{AtomicCount, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{MmRef, enter, memory, statistics};
 use crate::smp::online;
 use crate::tests::support::{PMD_TABLE, TABLE, add, map_anonymous, mm_without_tables, pages, read, write};
@@ -51,7 +51,7 @@ struct Contest<'a> {
     /// A page of everyone; those below belong to one CPU each.
     everyones: u64,
     /// Tables that lost a race.
-    spares: AtomicU64,
+    spares: AtomicCount,
     /// A round has failed, and there will be no more. Set and looked at between two meetings.
     lost: AtomicBool,
 }
@@ -71,7 +71,7 @@ fn first_faults(t: &TestContext, kept: u64, lock: TableLock, missing: u64) -> Te
         lock,
         missing,
         everyones: t.cpus() as u64,
-        spares: AtomicU64::new(0),
+        spares: AtomicCount::new(0),
         lost: AtomicBool::new(false),
     };
     let outcomes = crew::run(online(), &|member| {
