@@ -50,6 +50,7 @@ impl AtomicCount {
 /// # Panics
 /// If it does not fit.
 const fn word(count: u64) -> usize {
-    assert!(count <= AtomicCount::MAX, "a count that no word holds");
-    count as usize
+    let word = count as usize;
+    assert!(word as u64 == count, "a count that no word holds");
+    word
 }
