@@ -34,10 +34,6 @@ impl AtomicCount {
         self.0.fetch_add(word(count), order) as u64
     }
 
-    pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
-        self.0.fetch_or(word(bits), order) as u64
-    }
-
     pub fn fetch_sub(&self, count: u64, order: Ordering) -> u64 {
         self.0.fetch_sub(word(count), order) as u64
     }

@@ -2,10 +2,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch_x86::{interrupts, percpu};
-use mm::cpu::CpuSet;
+use mm::cpu::{CpuMask, CpuSet};
 
 use super::call_on;
-use crate::harness::{AtomicCount, TestContext, ktest, ktest_assert, ktest_assert_eq};
+use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
 use crate::smp::online;
 use crate::thread::spawn_on;
 
@@ -13,25 +13,25 @@ ktest! {
     /// An interrupt sent to one CPU arrives at that CPU and at no other.
     fn a_call_reaches_the_cpu_it_is_for(_t: &TestContext) {
         for cpu in online().iter() {
-            let ran_on = AtomicCount::new(0);
+            let ran_on = CpuMask::new();
             call_on(CpuSet::only(cpu), &|| {
-                ran_on.fetch_or(CpuSet::only(percpu::cpu()).0, Ordering::Relaxed);
+                ran_on.add(percpu::cpu(), Ordering::Relaxed);
             });
-            ktest_assert_eq!(ran_on.load(Ordering::Relaxed), CpuSet::only(cpu).0);
+            ktest_assert_eq!(ran_on.load(Ordering::Relaxed), CpuSet::only(cpu));
         }
     }
 
     /// A call to all CPUs runs once on each, the caller included, with interrupts off.
     fn a_call_to_all_runs_once_on_each(t: &TestContext) {
-        let (runs, ran_on, deaf) = (AtomicUsize::new(0), AtomicCount::new(0), AtomicUsize::new(0));
+        let (runs, ran_on, deaf) = (AtomicUsize::new(0), CpuMask::new(), AtomicUsize::new(0));
         call_on(online(), &|| {
             runs.fetch_add(1, Ordering::Relaxed);
-            ran_on.fetch_or(CpuSet::only(percpu::cpu()).0, Ordering::Relaxed);
+            ran_on.add(percpu::cpu(), Ordering::Relaxed);
             deaf.fetch_add(usize::from(!interrupts::enabled()), Ordering::Relaxed);
         });
         ktest_assert_eq!(runs.load(Ordering::Relaxed), t.cpus());
         ktest_assert_eq!(deaf.load(Ordering::Relaxed), t.cpus());
-        ktest_assert_eq!(CpuSet(ran_on.load(Ordering::Relaxed)), online());
+        ktest_assert_eq!(ran_on.load(Ordering::Relaxed), online());
     }
 
     /// Callers on all CPUs at once answer each other while they wait, so all calls are made.

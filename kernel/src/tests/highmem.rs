@@ -16,8 +16,7 @@ use mm::pgtable::{Entry, EntrySlot, Level, pmd_offset, pte_offset_map, pte_unmap
 use mm::sync::rcu;
 use mm::vma::Access;
 
-use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{TABLE, add, map_anonymous, page, pages, read, write};
+use super::support::{TABLE, add, map_anonymous, needs_a_second_cpu, page, pages, read, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::interrupt::call_on;
 use crate::memory::{Mm, enter, memory, settle};

@@ -11,8 +11,9 @@ use mm::pgtable::{Entry, EntrySlot, Level};
 use mm::stats::Counter;
 use mm::tlb::{self, TlbFlush, check_latched};
 
-use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{PMD_TABLE, TABLE, come_and_go, map_anonymous, mm_without_tables, pages, read, write};
+use super::support::{
+    PMD_TABLE, TABLE, come_and_go, map_anonymous, mm_without_tables, needs_a_second_cpu, pages, read, write,
+};
 use super::tlb::{Shared, await_lazy, be_lazy, others};
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, enter, memory, statistics};

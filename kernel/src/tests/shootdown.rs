@@ -12,10 +12,11 @@ use mm::stats::{Counter, LockCounter};
 use mm::sync::LockClass;
 use mm::tlb::{self, TlbFlush};
 
-use super::race::come_and_go::{Scenario, needs_a_second_cpu, play};
+use super::race::come_and_go::{Scenario, play};
 use super::race::held::{TableLock, await_waiting};
 use super::support::{
-    DEAF_NANOS, PATIENCE_NANOS, TABLE, add, await_within, first_cpus, map_anonymous, pages, read, write,
+    DEAF_NANOS, PATIENCE_NANOS, TABLE, add, await_within, first_cpus, map_anonymous, needs_a_second_cpu, pages, read,
+    write,
 };
 use crate::harness::{TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};

@@ -13,7 +13,7 @@ use mm::cpu::CpuSet;
 use mm::frame::OutOfFrames;
 use mm::pgtable::{Entry, PagingMode, Protection, pte_at};
 
-use crate::harness::{Random, Stop};
+use crate::harness::{Random, Stop, TestContext, TestResult};
 use crate::interrupt::{call_on, start_timer};
 use crate::memory::{Mapping, Mm, MmRef, ObjectRef, memory};
 use crate::smp::online;
@@ -116,6 +116,11 @@ pub fn stock_a_frame() -> Result<(), OutOfFrames> {
 /// The first `count` CPUs, or as many as there are.
 pub fn first_cpus(count: usize) -> CpuSet {
     CpuSet(online().iter().take(count).fold(0, |set, cpu| set | CpuSet::only(cpu).0))
+}
+
+/// Skips a test that needs a second CPU.
+pub fn needs_a_second_cpu(t: &TestContext) -> TestResult {
+    if t.cpus() < 2 { Err(Stop::skipped(format_args!("needs two CPUs"))) } else { Ok(()) }
 }
 
 /// Waits until `so`, but no longer than `nanos`; whether it came to it.

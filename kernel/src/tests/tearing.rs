@@ -13,8 +13,7 @@ use mm::machine::{Machine, SlotOf};
 use mm::pgtable::{Entry, EntrySlot, SlotPae};
 use mm::tlb::sync_all_cpus;
 
-use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{DEAF_NANOS, TABLE, await_within, first_cpus, map_anonymous, pages, write};
+use super::support::{DEAF_NANOS, TABLE, await_within, first_cpus, map_anonymous, needs_a_second_cpu, pages, write};
 use crate::harness::{Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;

@@ -12,8 +12,7 @@ use mm::machine::Machine;
 use mm::pgtable::Protection;
 use mm::stats::{Counter, StatsSnapshot};
 
-use super::race::come_and_go::needs_a_second_cpu;
-use super::support::{PATIENCE_NANOS, TABLE, await_within, map_anonymous, pages, read, write};
+use super::support::{PATIENCE_NANOS, TABLE, await_within, map_anonymous, needs_a_second_cpu, pages, read, write};
 use crate::harness::{AtomicCount, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mapping, Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;

@@ -7,8 +7,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm::config::NR_CPUS;
 
-use crate::harness::{AtomicCount, Stop, TestResult};
-use crate::workload::crew::Member;
+use super::support::needs_a_second_cpu;
+use crate::harness::{AtomicCount, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
+use crate::smp::online;
+use crate::workload::crew::{self, Member};
 
 /// What the members of a crew share.
 pub struct Turns {
@@ -60,8 +62,8 @@ impl Turns {
     pub fn await_all(&self, member: &Member<'_>) {
         let mut wanted = [0; NR_CPUS];
         for index in others(member) {
-            // The one it may be in has begun before.
-            wanted[index] = self.ended[index].load(Ordering::Acquire).saturating_add(2);
+            // The one it may be in has begun before. Nothing is more than gone.
+            wanted[index] = self.ended[index].load(Ordering::Acquire).saturating_add(2).min(GONE);
         }
         for index in others(member) {
             while self.ended[index].load(Ordering::Acquire) < wanted[index] {
@@ -74,4 +76,25 @@ impl Turns {
 fn others(member: &Member<'_>) -> impl Iterator<Item = usize> {
     let me = member.index;
     (0..member.count).filter(move |index| *index != me)
+}
+
+ktest! {
+    /// Whoever makes changes does not wait for a member that has given up.
+    fn changes_go_on_without_who_has_given_up(t: &TestContext) {
+        const CHANGES: u64 = 4;
+        needs_a_second_cpu(t)?;
+        let (turns, made) = (Turns::new(), AtomicCount::new(0));
+        // Change 1 comes after the second turn, and the next two after nothing of this member's.
+        let turn = |number| if number < 2 { Ok(()) } else { Err(Stop::failed(format_args!("on purpose"))) };
+        let outcomes = crew::run(online(), &|member| match member.index {
+            0 => turns.change(member, CHANGES, |_| {
+                made.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }),
+            1 => turns.take(member, turn).map(drop),
+            _ => turns.take(member, |_| Ok(())).map(drop),
+        })?;
+        ktest_assert_eq!(made.into_inner(), CHANGES);
+        ktest_assert!(outcomes[1].is_err(), "the failure of a turn is lost");
+    }
 }

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use mm::pgtable::pte_at;
 
-use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest_assert};
+use crate::harness::{AtomicCount, Random, TestContext, TestResult, ktest_assert};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{self, dawdle, far, map_anonymous, page, pages, read, write};
@@ -141,9 +141,4 @@ impl Stage<'_> {
         }
         Ok(())
     }
-}
-
-/// Skips a test that needs a second CPU.
-pub fn needs_a_second_cpu(t: &TestContext) -> TestResult {
-    if t.cpus() < 2 { Err(Stop::skipped(format_args!("needs two CPUs"))) } else { Ok(()) }
 }

@@ -7,11 +7,12 @@ use arch_x86::user_access::AccessFault;
 use mm::stats::Counter;
 use spin::Mutex;
 
-use super::come_and_go::needs_a_second_cpu;
 use crate::harness::{AtomicCount, Random, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory, statistics};
 use crate::smp::online;
-use crate::tests::support::{PATIENCE_NANOS, await_within, dawdle, map_anonymous, pages, read, write};
+use crate::tests::support::{
+    PATIENCE_NANOS, await_within, dawdle, map_anonymous, needs_a_second_cpu, pages, read, write,
+};
 use crate::tests::turns::Turns;
 use crate::workload::crew::{self, Member};
 
@@ -33,7 +34,8 @@ ktest! {
             }
             stage.turns.take(member, |_| stage.visit(member, &mut random)).map(drop)
         })?;
-        outcomes.into_iter().try_for_each(|outcome| outcome)?;
+        // The first member only sees that a visitor which has failed does not come.
+        outcomes.into_iter().rev().try_for_each(|outcome| outcome)?;
     }
 }
 
@@ -58,6 +60,7 @@ impl Stage<'_> {
                 map_anonymous(&mm, pages(0, member.count as u64))?;
             }
             *self.current.lock() = Some((round, mm));
+            // Acquire: pairs with `visit`, so that what a visit has counted is in `before`.
             let all = || self.reached.iter().skip(1).all(|reached| reached.load(Ordering::Acquire) == round);
             let reached = await_within(PATIENCE_NANOS, all);
             if !is_still(round) {
@@ -68,7 +71,7 @@ impl Stage<'_> {
             let last = self.current.lock().take();
             drop(last);
             let told = statistics().since(&before)[Counter::LazyLeft];
-            // Whatever happened, nobody shall wait for ever.
+            // Whatever happened, nobody shall wait for ever. Release: pairs with `visit`.
             self.gone.store(round, Ordering::Release);
             ktest_assert!(reached, "round {round}: not every CPU came");
             if is_still(round) {
@@ -90,11 +93,13 @@ impl Stage<'_> {
         ktest_assert_eq!(found, if has_pages(round) { Ok(value) } else { Err(AccessFault::Fault) });
         user.leave_lazily();
         drop(mm);
+        // Release: pairs with `begin_and_end`.
         self.reached[member.index].store(round, Ordering::Release);
         if !is_still(round) {
             dawdle(random, 4_000);
             return Ok(());
         }
+        // Acquire: pairs with `begin_and_end`.
         let gone = await_within(PATIENCE_NANOS, || self.gone.load(Ordering::Acquire) >= round);
         self.t.check(gone, format_args!("round {round} does not end"));
         Ok(())

@@ -13,13 +13,12 @@ use mm::pgtable::{
 };
 use mm::sync::rcu;
 
-use super::come_and_go::needs_a_second_cpu;
 use super::held::{Collision, TableLock};
 use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mapping, Mm, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{
-    LEFT_TABLES, PMD_TABLE, TABLE, add, dawdle, first_cpus, map_anonymous, page, pages, read, write,
+    LEFT_TABLES, PMD_TABLE, TABLE, add, dawdle, first_cpus, map_anonymous, needs_a_second_cpu, page, pages, read, write,
 };
 use crate::tests::turns::Turns;
 use crate::workload::crew;

@@ -12,12 +12,14 @@ use mm::pgtable::{Entry, pmd_offset, pte_at, pte_offset_map_lock};
 use mm::sync::rcu;
 use mm::vma::Access;
 
-use super::come_and_go::{Scenario, needs_a_second_cpu, play};
+use super::come_and_go::{Scenario, play};
 use super::held::{Collision, TableLock};
 use crate::harness::{Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
-use crate::tests::support::{LEFT_TABLES, TABLE, dawdle, far, map_anonymous, mm_without_tables, page, pages, write};
+use crate::tests::support::{
+    LEFT_TABLES, TABLE, dawdle, far, map_anonymous, mm_without_tables, needs_a_second_cpu, page, pages, write,
+};
 use crate::tests::turns::Turns;
 use crate::workload::crew;
 

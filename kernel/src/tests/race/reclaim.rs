@@ -15,13 +15,13 @@ use mm::page::PageType;
 use mm::pgtable::{pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock};
 use mm::sync::rcu;
 
-use super::come_and_go::needs_a_second_cpu;
 use super::held::{Collision, TableLock, await_waiting};
 use crate::harness::{AtomicCount, Random, Stop, TestContext, TestResult, ktest, ktest_assert, ktest_assert_eq};
 use crate::memory::{Mm, MmRef, enter, memory};
 use crate::smp::online;
 use crate::tests::support::{
-    LEFT_TABLES, LINKED_UPPER, TABLE, add, dawdle, first_cpus, map_anonymous, page, pages, read, write,
+    LEFT_TABLES, LINKED_UPPER, TABLE, add, dawdle, first_cpus, map_anonymous, needs_a_second_cpu, page, pages, read,
+    write,
 };
 use crate::tests::turns::Turns;
 use crate::thread::spawn_on;
