@@ -1,5 +1,6 @@
-//! Any regions of any kind: an error, or a map in which those that are or become usable ascend, are whole frames and overlap
-//! nothing, and stay so when the kernel claims frames of it and the boot loader's memory is released.
+//! Any regions of any kind: an error, or a map of regions that ascend, of which those that are or become usable are whole frames
+//! and overlap nothing. It stays so when the kernel claims frames, which are usable no more, and when the boot loader's memory
+//! is released.
 
 #![no_main]
 
@@ -42,6 +43,11 @@ fuzz_target!(|bytes: &[u8]| {
         check(&map);
         map.release_boot_loader();
         check(&map);
+        let claimed = start * 4096..(start + frames) * 4096;
+        let usable = map.regions().iter().filter(|region| region.kind == RegionKind::Usable);
+        for region in usable {
+            assert!(claimed.is_empty() || claimed.end <= region.start || region.end <= claimed.start, "{region:x?}");
+        }
     }
 });
 
@@ -50,6 +56,7 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 fn check(map: &MemoryMap) {
+    assert!(map.regions().is_sorted_by_key(|region| region.start), "{:x?}", map.regions());
     for (number, region) in map.regions().iter().enumerate() {
         assert!(region.start < region.end, "{region:x?}");
         if !matches!(region.kind, RegionKind::Usable | RegionKind::BootLoader) {
