@@ -9,8 +9,9 @@
 //! helper takes the flags' source for up to date before the translator has stored it), until an instruction sets all of them.
 //! Whatever pushes flags then pushes any bit of that operand, and one bit, `VM`, has an interrupt that comes at that moment end
 //! as a double fault. So no code of the kernel has the instruction (a test disassembles it), but for the accessor of user memory that
-//! needs it: a jump before it has the translator store all. [`flags`] and the stubs, which set all flags first
-//! and take out of the interrupted program's what the kernel never sets, stand in for programs in ring 3 that have it.
+//! needs it: a jump before it has the translator store all. A program in ring 3 may have it, and [`flags`] and the stubs, which
+//! set all flags first and take out of the interrupted program's what the kernel never sets, bear with whatever bits that
+//! leaves, but for `VM`.
 
 use core::arch::{asm, global_asm};
 use core::fmt;
