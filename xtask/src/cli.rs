@@ -258,8 +258,8 @@ pub struct Test {
     /// Explore the host's loom models with so many preemptions; 2 or 3 if none is given, by their size.
     #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
     pub loom_bound: Option<u32>,
-    /// Run the host's tests under chosen schedules with so many times as many seeds, and those that make up programs with so many
-    /// times as many.
+    /// Run the host's tests under chosen schedules with so many times as many seeds, and those that hold random programs against a
+    /// model with so many times as many.
     #[arg(long, value_name = "N", value_parser = options::times, allow_negative_numbers = true)]
     pub seeds: Option<u32>,
     /// Write the results as JUnit XML.

@@ -68,8 +68,8 @@ const ON_HOST_ALONE: &[&str] = &["pagetable_p4d_ctor"];
 /// Rows that may say `n/a`: they need a feature this kernel does not have.
 const ABSENT: &[&str] = &["I27", "R9", "R10", "R16", "R22", "R32", "R33", "R36", "R42"];
 
-/// Races that the specification marks (S): their interleavings are too long for models, so they are shown on the simulated machine
-/// and in the kernel. All others are marked (L) and need a model.
+/// Races that the specification marks (S): whole, they are too long for a model, so they must be shown on the simulated machine and
+/// in the kernel, whatever models show of them. All others are marked (L) and need a model.
 const SAMPLED: &[&str] =
     &["R9", "R11", "R14", "R18", "R19", "R20", "R21", "R22", "R25", "R31", "R34", "R35", "R36", "R37", "R42"];
 

@@ -41,7 +41,7 @@ const SABOTAGE: &str = "sabotage";
 pub struct Depth {
     /// Preemptions in an execution of a loom model.
     pub loom_bound: Option<u32>,
-    /// So many times as many schedules, and as many random programs.
+    /// So many times as many schedules, and as many random programs against a model.
     pub seeds: Option<u32>,
 }
 

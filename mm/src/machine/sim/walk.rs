@@ -1,6 +1,6 @@
 //! The page walker: translates as the SDM (3A, 4.5 to 4.10) lets hardware do it, and sets A and D.
 //!
-//! Rule: whatever is cached is used, however old, since hardware may; the tables are read only where nothing is cached.
+//! Rule: whatever is cached may be used, however old, since hardware may; a walk begins at any table that is cached.
 
 use super::memory::{PhysicalMemory, SLOTS};
 use super::mmu::{Mmu, frame_of};
