@@ -1,14 +1,19 @@
 //! One fault at a time: what it shows, what it refuses.
 
-use arch_x86::layout;
+use alloc::boxed::Box;
+
+use arch_x86::layout::{self, Mode};
 use arch_x86::user_access::{AccessFault, USER_END, UserAddr, copy_from, copy_to, read_u64, write_u64};
+use mm::address::VirtAddr;
+use mm::address_space::CollapseError;
 use mm::fault::{FaultError, Resolution, handle_mm_fault};
-use mm::pgtable::Protection;
+use mm::pgtable::{PagingMode, Protection, pte_at};
+use mm::stats::Counter;
 use mm::vma::Access;
 
 use super::support::{add, frame_at, map_anonymous, map_object, page, pages, read, user, write};
 use crate::harness::{TestContext, ktest, ktest_assert, ktest_assert_eq};
-use crate::memory::{Mapping, Mm, Object, enter, memory};
+use crate::memory::{Mapping, Mm, Object, enter, memory, statistics};
 
 ktest! {
     /// Anonymous memory that nobody has written reads as zero, and shows the zero page.
@@ -125,6 +130,23 @@ ktest! {
         ktest_assert_eq!(read_u64(last), Err(AccessFault::NotUser));
         ktest_assert_eq!(write_u64(last, 1), Err(AccessFault::NotUser));
         ktest_assert_eq!(copy_from(&mut [0; 64], last), Err(AccessFault::NotUser));
+    }
+
+    /// A split or a collapse at an address of the kernel is refused, and leaves the kernel's entries as they are.
+    fn a_kernel_address_is_no_page_to_split_or_collapse(_t: &TestContext) {
+        let mm = Mm::create(memory())?;
+        map_anonymous(&mm, pages(0, 1))?;
+        let _user = enter(&mm);
+        let (on_heap, before) = (Box::new(7_u64), statistics());
+        let own = VirtAddr((&raw const *on_heap).addr() as u64);
+        for address in [own, Mode::USER_END, VirtAddr(usize::MAX as u64 & !0xfff)] {
+            ktest_assert!(!mm.split_huge_page(address));
+            ktest_assert_eq!(mm.collapse_huge_page(address), Err(CollapseError::NotAnonymous));
+            ktest_assert_eq!(pte_at(&mm, address), None);
+        }
+        write(0, *on_heap)?;
+        ktest_assert_eq!(read(0), Ok(7));
+        ktest_assert_eq!(statistics().since(&before)[Counter::BadEntries], 0);
     }
 
     /// A thread in no address space reaches nothing, and one that leaves an address space is where it was before.

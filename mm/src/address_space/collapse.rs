@@ -20,7 +20,9 @@ use super::Mm;
 use crate::address::{Pfn, VirtAddr};
 use crate::fault::FreshFrame;
 use crate::machine::Machine;
-use crate::pgtable::{Entry, HugeSize, Level, Unhooked, pmd_offset, span_of, split_huge_pmd, unhook_for_collapse};
+use crate::pgtable::{
+    Entry, HugeSize, Level, PagingMode, Unhooked, pmd_offset, span_of, split_huge_pmd, unhook_for_collapse,
+};
 use crate::stats::Counter;
 use crate::sync::rcu;
 use crate::vma::Backing;
@@ -46,6 +48,9 @@ impl<M: Machine> Mm<M> {
     ///
     /// See [`CollapseError`].
     pub fn collapse_huge_page(&self, address: VirtAddr) -> Result<(), CollapseError> {
+        if address >= M::Mode::USER_END {
+            return Err(CollapseError::NotAnonymous);
+        }
         let block = self.memory().with_reclaim(CollapseError::OutOfMemory, || {
             FreshFrame::allocate_block(self, HugeSize::Pmd.order::<M::Mode>()).map_err(|_| CollapseError::OutOfMemory)
         })?;

@@ -163,8 +163,13 @@ pub fn pte_offset_map_lock<'m, M: Machine>(
     }
 }
 
-/// The PMD table for `address`, if all tables above it exist and hold table pointers (`pmd_offset`). Takes no lock.
+/// The PMD table for `address`, if it is an address of the user half and all tables above exist and hold table pointers
+/// (`pmd_offset`). Takes no lock.
 pub fn pmd_offset<'r, M: Machine>(mm: &'r Mm<M>, rcu: &'r RcuRead<M>, address: VirtAddr) -> Option<Table<'r, M>> {
+    if address >= M::Mode::USER_END {
+        // The kernel's entries are no business of `mm`'s: it would take them for bad ones.
+        return None;
+    }
     let mut table = Table::top(mm);
     while table.level() != Level::Pmd {
         let entry = entry_or_clear_bad(mm.machine(), table.slot(address));

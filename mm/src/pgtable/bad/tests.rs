@@ -1,11 +1,12 @@
 //! Entries nobody may have written: reported once, cleared once, and then none (spec 1.3).
 
-use crate::address_space::MmRef;
+use crate::address::VirtAddr;
+use crate::address_space::{CollapseError, MmRef};
 use crate::fault::handle_mm_fault;
 use crate::machine::Machine;
 use crate::machine::sim::{Sim, SimConfig};
 use crate::pgtable::{
-    Entry, FourLevel, Level, PagingMode, Protection, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock,
+    Entry, FourLevel, Level, PagingMode, Protection, Table, pmd_offset, pte_at, pte_offset_map, pte_offset_map_lock,
     pte_offset_map_ro_nolock, pte_offset_map_rw_nolock,
 };
 use crate::stats::{Counter, StatsSnapshot};
@@ -66,6 +67,27 @@ fn every_lookup_refuses_a_bad_entry_and_the_first_clears_it() {
             }
             assert!(!rcu::in_read_section(mm.machine()));
             assert_eq!(mm.machine().local().held.count(), 0);
+        }
+    });
+}
+
+/// The kernel's entries of a top table would pass for bad ones, which users cannot reach: no lookup of an address comes by them.
+#[test]
+fn no_lookup_comes_by_the_kernel_s_half() {
+    let world = World::<FourLevel>::new(SimConfig::calm(256, 1, 1));
+    world.alone(|| {
+        let mm = corrupted(&world, Entry::NONE);
+        // A table, present and writable, for the kernel alone.
+        let kernel = 0x1003;
+        for address in [FourLevel::USER_END, VirtAddr(0xffff_8880_0000_0000), VirtAddr(0xffff_ffff_ffff_f000)] {
+            let index = FourLevel::index(Level::Pgd, address);
+            world.machine.handle().set_frame_word(mm.pgd().pfn(), index, kernel);
+            assert_eq!(pte_at(&mm, address), None);
+            assert!(!mm.split_huge_page(address));
+            assert_eq!(mm.collapse_huge_page(address), Err(CollapseError::NotAnonymous));
+            assert_eq!(Table::top(&mm).slot(address).load(), Entry(kernel));
+            assert_eq!(reports(&world), 0);
+            world.machine.handle().set_frame_word(mm.pgd().pfn(), index, 0);
         }
     });
 }
