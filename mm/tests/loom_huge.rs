@@ -12,9 +12,11 @@ use loom_machine::world::explore;
 use mm::address::{VirtAddr, VirtRange};
 use mm::address_space::{Mapping, Mm};
 use mm::fault::{FaultError, handle_mm_fault};
-use mm::pgtable::{Level, Protection, deposited_tables, leaf_at, pmd_offset, pte_offset_map};
+use mm::pgtable::{
+    Level, Protection, SeenPte, deposited_tables, leaf_at, pmd_offset, pte_offset_map, pte_offset_map_rw_nolock,
+};
 use mm::sync::rcu;
-use mm::vma::Access;
+use mm::vma::{Access, Vma};
 
 /// Enough for the zero page, the slabs, tables and four blocks.
 const FRAMES: usize = 32;
@@ -124,6 +126,34 @@ fn a_collapse_against_a_lockless_walker() {
             assert!(pte.load().is_present(), "a table is emptied under its walker");
         }
     });
+}
+
+/// Finds the first page's entry as it was before, under the lock of its table, with `proof`.
+fn compare_in_a_collapse(proof: impl Fn(&Vma<Cpu>) -> bool + Copy + Send + Sync + 'static) {
+    against_collapse(move |mm| {
+        let rcu = rcu::read_lock(mm.machine());
+        let pmds = pmd_offset(mm, &rcu, VirtAddr(0)).unwrap();
+        let (pmd, vma) = (pmds.slot(VirtAddr(0)), mm.find_vma(&rcu, VirtAddr(0)).unwrap());
+        let Some(map) = pte_offset_map_rw_nolock(mm, pmd, VirtAddr(0)) else { return };
+        let seen = SeenPte::new(map.load()).expect("a table is emptied under its walker");
+        let locked = map.lock_if_pte_same(seen);
+        if let Some(locked) = locked.filter(|_| proof(vma)) {
+            assert_eq!(pmd.load(), locked.pmd(), "a table that was taken out passes for attached");
+        }
+    });
+}
+
+/// Spec 1.6 c, I21, R11: a collapse takes a table out with all that is in it, but marks its region before.
+#[test]
+fn an_entry_that_is_the_same_in_a_region_without_a_mark_proves_the_table_attached() {
+    compare_in_a_collapse(|vma| !vma.is_detached());
+}
+
+/// Without a look at the mark, the same entry proves nothing. The checker must find it.
+#[test]
+#[should_panic(expected = "a table that was taken out passes for attached")]
+fn an_entry_that_is_the_same_in_a_collapse_proves_nothing() {
+    compare_in_a_collapse(|_| true);
 }
 
 /// R3, R11: a fault on a page that is not there yet, in a table that goes.

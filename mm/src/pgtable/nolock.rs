@@ -3,7 +3,8 @@
 //! Rules kept: lock and table come from one snapshot of the PMD, so they match (I17). The table may be unhooked at any
 //! moment, before the lock is taken as well as after. So what is mapped read-only has no way to store, locked or not (I20);
 //! what is mapped for writing turns into a [`PteLocked`] only by a check under the lock that proves the table attached
-//! (I21), and a saved none is no such proof, since an unhooked table is all none (R6): [`SeenPte`] cannot hold it.
+//! (I21), and a saved none is no such proof, since an unhooked table is all none (R6): [`SeenPte`] cannot hold it. Only a
+//! collapse unhooks a table that is not: whoever compares entries keeps it out.
 
 use super::ptlock::PtlGuard;
 use super::{Entry, PteLocked, PteMap, Slot, pte_lockptr, pte_offset_map};
@@ -110,6 +111,10 @@ impl<'m, M: Machine> PteMapRw<'m, '_, M> {
 
     /// Takes the PTE lock and compares the PTE with what was seen: if they are the same, the table is attached, since only
     /// an empty one is unhooked, and under this lock. Else everything is let go.
+    ///
+    /// That holds while nobody collapses the region's pages, which unhooks a table with all that is in it (spec 1.6 c). The
+    /// caller holds `mmap_lock`, or looks next whether the region [is marked](crate::vma::Vma::is_detached), as it is before
+    /// that and for as long as anybody's read section.
     #[track_caller]
     pub fn lock_if_pte_same(self, seen: SeenPte) -> Option<PteLocked<'m, M>> {
         self.lock_if(|map| pte_same(map.load(), seen.entry()))
