@@ -69,7 +69,7 @@ impl<T> Spin<T> {
                 polls += 1;
                 if polls.is_multiple_of(POLLS_PER_LOOK) {
                     let now = time::now_nanos();
-                    let waited = now - *since.get_or_insert(now);
+                    let waited = now.saturating_sub(*since.get_or_insert(now));
                     assert!(waited <= limit, "waited for {} {address:#x} beyond any reason", self.name.0);
                 }
             }
