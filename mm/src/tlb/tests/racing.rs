@@ -67,7 +67,8 @@ fn come_and_go<Mode: PagingMode>(asids: usize, seed: u64) {
     });
 }
 
-/// I36, R37: address spaces end while CPUs that run kernel threads still have them loaded.
+/// I36, R37: address spaces end while CPUs that run kernel threads still have them loaded. Every other one has no tables, whose
+/// removal would have told these CPUs.
 #[test]
 fn address_spaces_end_under_lazy_cpus() {
     in_each_mode!(end_under_lazy_cpus, 0..3);
@@ -76,9 +77,12 @@ fn address_spaces_end_under_lazy_cpus() {
 fn end_under_lazy_cpus<Mode: PagingMode>(seed: u64) {
     let world = World::<Mode>::new(SimConfig::racy(1024, 8, seed));
     let handle = world.machine.handle();
-    for _ in 0..14 {
+    for round in 0..14 {
+        let has_pages = round % 2 == 0;
         let mm = world.alone(|| world.mm());
-        world.alone(|| map_anonymous(&mm, pages(0x200, 0x208)));
+        if has_pages {
+            world.alone(|| map_anonymous(&mm, pages(0x200, 0x208)));
+        }
         let ended = AtomicBool::new(false);
         let shared = std::sync::Mutex::new(Some(mm));
         let lazy = std::sync::atomic::AtomicU64::new(0);
@@ -95,7 +99,9 @@ fn end_under_lazy_cpus<Mode: PagingMode>(seed: u64) {
             let mut loaded = LoadedMm::none(handle);
             let mm = shared.lock().unwrap().clone().unwrap();
             loaded.switch_to(Some(mm.clone()));
-            crate::fault::handle_mm_fault(&mm, page(0x200 + u64::from(cpu.0)), Access::Write).unwrap();
+            if has_pages {
+                crate::fault::handle_mm_fault(&mm, page(0x200 + u64::from(cpu.0)), Access::Write).unwrap();
+            }
             loaded.enter_lazy();
             drop(mm);
             lazy.fetch_add(1, Ordering::Release);

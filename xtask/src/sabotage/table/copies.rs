@@ -139,6 +139,7 @@ pub const RULES: &[Sabotage] = &[
         breaks: "an address space ends while a CPU is lazy on it (I36, R37)",
         noticed_by: &[
             host("tlb::tests::an_address_space_does_not_go_while_a_cpu_is_lazy_on_it"),
+            host("tlb::tests::racing::address_spaces_end_under_lazy_cpus"),
             x86_64("race::exit::an_address_space_ends_under_lazy_cpus"),
             i686_pae("race::exit::an_address_space_ends_under_lazy_cpus"),
             schedules("rules::address_spaces_end_under_lazy_cpus"),
