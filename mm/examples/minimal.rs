@@ -239,7 +239,7 @@ unsafe impl Machine for Cpu {
     }
 }
 
-/// Runs `work` as each CPU, all at once, and returns what each returned.
+/// Runs `work` as each CPU, all at once, and returns what each returned. Meanwhile the caller is not CPU 0.
 ///
 /// A CPU that has done its work answers until all have. Else one might wait for its answer for ever:
 ///
@@ -249,6 +249,7 @@ unsafe impl Machine for Cpu {
 ///   CPU 0: interrupts CPU 1, waits
 /// ```
 fn on_all_cpus<T: Send>(board: &'static Board, work: impl Fn(Cpu) -> T + Sync) -> Vec<T> {
+    rcu::enter_idle(Cpu(board));
     let at_work = AtomicUsize::new(CPUS);
     let as_cpu = |number: u32| {
         NUMBER.set(number);
@@ -263,10 +264,12 @@ fn on_all_cpus<T: Send>(board: &'static Board, work: impl Fn(Cpu) -> T + Sync) -
         rcu::enter_idle(cpu);
         result
     };
-    thread::scope(|scope| {
+    let results = thread::scope(|scope| {
         let threads: Vec<_> = (0..CPUS as u32).map(|number| scope.spawn(move || as_cpu(number))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a CPU panicked")).collect()
-    })
+    });
+    rcu::exit_idle(Cpu(board));
+    results
 }
 
 /// Prints a property and whether it holds, and counts those that do not.
@@ -311,6 +314,7 @@ fn run(board: &'static Board, checks: &Checks) -> Result<(), String> {
     const PAGES: u64 = 128;
     const BASE: u64 = 1 << 30;
     let cpu = Cpu(board);
+    rcu::exit_idle(cpu);
 
     // A descriptor for each frame; frame 0 stays unused, since that number means none.
     let descriptors: &'static [Page<BuildLock>] = (0..FRAMES).map(|_| Page::new()).collect::<Vec<_>>().leak();

@@ -101,7 +101,7 @@ pub struct Guest {
 /// How the kernel is built.
 #[derive(Args, Clone)]
 pub struct Variant {
-    /// The processor it is for. If none is named, test takes both, and all else x86_64.
+    /// The processor it is for. If none is named, test and list take both, and all else x86_64.
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
     /// Optimised (the default).
@@ -437,7 +437,7 @@ pub enum NightlyPart {
     Coverage,
     /// Which lines of the kernel its tests reach.
     KernelCoverage,
-    /// Each rule broken once, and who notices.
+    /// Each rule broken, once for each test that must notice.
     Sabotage,
     /// A minute of random input for each of the fuzz targets.
     Fuzz,
