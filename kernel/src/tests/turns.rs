@@ -62,8 +62,11 @@ impl Turns {
     pub fn await_all(&self, member: &Member<'_>) {
         let mut wanted = [0; NR_CPUS];
         for index in others(member) {
-            // The one it may be in has begun before. Nothing is more than gone.
-            wanted[index] = self.ended[index].load(Ordering::Acquire).saturating_add(2).min(GONE);
+            wanted[index] = match self.ended[index].load(Ordering::Acquire) {
+                GONE => GONE,
+                // The one it may be in has begun before.
+                ended => ended + 2,
+            };
         }
         for index in others(member) {
             while self.ended[index].load(Ordering::Acquire) < wanted[index] {
