@@ -184,14 +184,20 @@ impl<'a> HostTests<'a> {
     }
 
     fn tests_with(&self, features: &str) -> Result<Vec<Program>, HostError> {
+        program::build(&mut self.tests_build(features))
+    }
+
+    fn tests_build(&self, features: &str) -> Command {
         let mut command = self.unit_tests();
         command.args(["--package", "mm", "--lib", "--features", features]);
-        program::build(&mut command)
+        command
     }
 
     /// `mm`'s tests, in which a rule can be broken.
     pub fn sabotaged_tests(&self) -> Result<Vec<Program>, HostError> {
-        self.tests_with(SABOTAGE)
+        // Not optimised: they run for less long than that takes.
+        let mut command = self.tests_build(SABOTAGE);
+        program::build(command.args(["--config", "profile.dev.package.mm.opt-level=0"]))
     }
 
     /// `mm`'s models, in which a rule can be broken.
