@@ -87,7 +87,7 @@ ktest! {
         const CHANGES: u64 = 4;
         needs_a_second_cpu(t)?;
         let (turns, made) = (Turns::new(), AtomicCount::new(0));
-        // Change 1 comes after the second turn, and the next two after nothing of this member's.
+        // It gives up long before the last change: whoever makes that finds it gone.
         let turn = |number| if number < 2 { Ok(()) } else { Err(Stop::failed(format_args!("on purpose"))) };
         let outcomes = crew::run(online(), &|member| match member.index {
             0 => turns.change(member, CHANGES, |_| {

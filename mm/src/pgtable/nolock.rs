@@ -113,8 +113,8 @@ impl<'m, M: Machine> PteMapRw<'m, '_, M> {
     /// an empty one is unhooked, and under this lock. Else everything is let go.
     ///
     /// That holds while nobody collapses the region's pages, which unhooks a table with all that is in it (spec 1.6 c). The
-    /// caller holds `mmap_lock`, or looks next whether the region [is marked](crate::vma::Vma::is_detached), as it is before
-    /// that and for as long as anybody's read section.
+    /// caller holds `mmap_lock`, or looks next whether the region [is marked](crate::vma::Vma::is_detached): it is marked before
+    /// that, and stays so at least until the read section in this map has ended.
     #[track_caller]
     pub fn lock_if_pte_same(self, seen: SeenPte) -> Option<PteLocked<'m, M>> {
         self.lock_if(|map| pte_same(map.load(), seen.entry()))
